@@ -1,0 +1,50 @@
+# Postern. `make run` starts the sample of config.hcl; `make test` runs everything that proves it.
+
+AGENTS  := $(notdir $(patsubst %/main.go,%,$(wildcard plugins/*/main.go)))
+TOOLS   := $(CURDIR)/bin/tools
+VERSION ?= 0.1.0
+LDFLAGS := -X main.version=$(VERSION)
+
+BUF         := github.com/bufbuild/buf/cmd/buf@v1.75.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PROTOC_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+
+.PHONY: build run test check generate bench crash fuzz clean
+
+build: ## the host at bin/postern, each agent at bin/agents/NAME
+	@mkdir -p bin/agents
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
+	go build -trimpath -o bin/agents/ $(AGENTS:%=./plugins/%)
+
+run: build ## the host with the repository's config.hcl, on loopback
+	bin/postern serve --config config.hcl
+
+test: build ## every test, with the race detector
+	go test -race -timeout 15m ./...
+
+check: ## formatting, vet, staticcheck, the protocol's rules
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go mod verify
+	$(TOOLS)/staticcheck ./...
+	cd sdk/agentpb && $(TOOLS)/buf lint
+	cd sdk/agentpb && $(TOOLS)/buf breaking --against released/1.0
+
+check: $(TOOLS)/buf $(TOOLS)/staticcheck
+
+generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc ## Go code of the protocol, generated docs
+	cd sdk/agentpb && PATH=$(TOOLS):$$PATH $(TOOLS)/buf generate --path postern
+	go generate ./...
+
+$(TOOLS)/buf:
+	GOBIN=$(TOOLS) go install $(BUF)
+$(TOOLS)/staticcheck:
+	GOBIN=$(TOOLS) go install $(STATICCHECK)
+$(TOOLS)/protoc-gen-go:
+	GOBIN=$(TOOLS) go install $(PROTOC_GO)
+$(TOOLS)/protoc-gen-go-grpc:
+	GOBIN=$(TOOLS) go install $(PROTOC_GRPC)
+
+clean:
+	rm -rf bin var
