@@ -1,0 +1,131 @@
+// Command bench measures the whole of Postern from outside: messages relayed over real SMTP through the real
+// host and real agent processes to a sink that checks every body, with durability on. `make bench` runs it;
+// docs/performance.md explains the figures.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+	"time"
+)
+
+// row is one line of the table.
+type row struct {
+	name string
+	cell cell
+	cpu  []float64 // ms a message, host and agents
+	rate []float64 // relayed messages a second
+}
+
+// cell is what is measured.
+type cell struct {
+	server string // "postern", "postfix", "postfix-milter"
+	agents int
+	size   int
+}
+
+func main() {
+	var (
+		n       = flag.Int("n", 3000, "messages a run")
+		clients = flag.Int("c", 32, "concurrent sessions")
+		runs    = flag.Int("runs", 3, "runs of each cell; medians are printed")
+		reuse   = flag.Int("per-connection", 1, "messages a connection")
+		only    = flag.String("only", "", "run the cells whose name contains this")
+		idle    = flag.Bool("idle", false, "measure memory of idle connections instead")
+		profile = flag.String("cpuprofile", "", "write the host's CPU profile of the last Postern run here")
+	)
+	flag.Parse()
+	if path := os.Getenv("BENCH_MILTER"); path != "" {
+		exit(serveMilter(path))
+	}
+	if *idle {
+		exit(idleMemory())
+	}
+	load := load{messages: *n, clients: *clients, perConnection: *reuse, profile: *profile}
+	rows := []*row{
+		{name: "postern, 0 agents, 4 KB", cell: cell{"postern", 0, 4 << 10}},
+		{name: "postern, 2 agents, 4 KB", cell: cell{"postern", 2, 4 << 10}},
+		{name: "postern, 11 agents, 4 KB", cell: cell{"postern", 11, 4 << 10}},
+		{name: "postern, 0 agents, 50 KB", cell: cell{"postern", 0, 50 << 10}},
+		{name: "postern, 11 agents, 50 KB", cell: cell{"postern", 11, 50 << 10}},
+	}
+	if havePostfix() {
+		rows = append(rows,
+			&row{name: "postfix, bare, 4 KB", cell: cell{"postfix", 0, 4 << 10}},
+			&row{name: "postfix, 11 milters, 4 KB", cell: cell{"postfix", 11, 4 << 10}},
+			&row{name: "postfix, bare, 50 KB", cell: cell{"postfix", 0, 50 << 10}},
+		)
+	} else {
+		fmt.Println("Postfix is not installed (or this is not root): its rows are left out.")
+	}
+	rows = selected(rows, *only)
+	for run := 1; run <= *runs; run++ {
+		for _, r := range rows { // in turn, so that a drift of the machine hits all alike
+			fmt.Fprintf(os.Stderr, "run %d of %d: %s\n", run, *runs, r.name)
+			res, err := measure(r.cell, load)
+			if err != nil {
+				exit(fmt.Errorf("%s: %w", r.name, err))
+			}
+			r.cpu = append(r.cpu, res.cpuMillis)
+			r.rate = append(r.rate, res.rate)
+		}
+	}
+	print(rows)
+}
+
+func selected(rows []*row, only string) []*row {
+	var out []*row
+	for _, r := range rows {
+		if strings.Contains(r.name, only) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// print writes the table: medians, and each row's ratio to bare Postfix of the same size where that was run.
+func print(rows []*row) {
+	base := map[int]*row{}
+	for _, r := range rows {
+		if r.cell.server == "postfix" && r.cell.agents == 0 {
+			base[r.cell.size] = r
+		}
+	}
+	fmt.Printf("\n| %s | CPU ms/message | relayed/s | relayed against bare Postfix |\n|---|---|---|---|\n", time.Now().Format("2006-01-02"))
+	for _, r := range rows {
+		ratio := "-"
+		if b := base[r.cell.size]; b != nil {
+			ratio = fmt.Sprintf("%.2fx", median(r.rate)/median(b.rate))
+		}
+		fmt.Printf("| %s | %.3f (%.3f-%.3f) | %.0f | %s |\n", r.name, median(r.cpu), minimum(r.cpu), maximum(r.cpu), median(r.rate), ratio)
+	}
+}
+
+func median(v []float64) float64 {
+	s := append([]float64{}, v...)
+	sort.Float64s(s)
+	return s[len(s)/2]
+}
+
+func minimum(v []float64) float64 {
+	s := append([]float64{}, v...)
+	sort.Float64s(s)
+	return s[0]
+}
+
+func maximum(v []float64) float64 {
+	s := append([]float64{}, v...)
+	sort.Float64s(s)
+	return s[len(s)-1]
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
