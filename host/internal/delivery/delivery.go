@@ -1,0 +1,132 @@
+// Package delivery takes items to their next hop through send connectors: SMTP, LMTP, a drop directory. One
+// transaction gives one result per recipient.
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/host/internal/queue"
+)
+
+// Options of a Delivery.
+type Options struct {
+	Config   *config.Config
+	Logger   hclog.Logger
+	Timeouts Timeouts // zero fields are those of RFC 5321 section 4.5.3.2
+}
+
+// Result is what has become of one recipient in one attempt.
+type Result struct {
+	Index   int                     // of the recipient
+	State   envelope.RecipientState // Pending: put off; Delivered, Relayed, Failed
+	Reply   envelope.Reply          // of the next hop, or the host's own on its behalf
+	Remote  string                  // "mx.example [192.0.2.1]:25", a path for a drop directory; "" none was reached
+	TLS     string                  // "TLS 1.3 TLS_AES_128_GCM_SHA256", "" without
+	InDoubt bool                    // the reply to the final dot was lost: the next hop may have it already
+}
+
+// Delivery delivers items. It is safe for concurrent use.
+type Delivery struct {
+	config     *config.Config
+	log        hclog.Logger
+	connectors map[string]*connector
+}
+
+// connector is a send connector ready for use.
+type connector struct {
+	config.SendConnector
+}
+
+// New prepares the send connectors. The error names the one that cannot be used.
+func New(o Options) (*Delivery, error) {
+	d := &Delivery{config: o.Config, log: o.Logger, connectors: map[string]*connector{}}
+	for i := range o.Config.SendConnectors {
+		c := &connector{SendConnector: o.Config.SendConnectors[i]}
+		d.connectors[c.Name] = c
+	}
+	return d, nil
+}
+
+// Close ends idle connections.
+func (d *Delivery) Close() {}
+
+// Knows reports whether the connector of an item's Hop still exists. An item of another one is to be
+// categorized again.
+func (d *Delivery) Knows(hop string) bool {
+	name, _ := SplitHop(hop)
+	return d.connectors[name] != nil
+}
+
+// SplitHop takes an item's Hop apart: the name of the send connector and the next-hop domain or host.
+func SplitHop(hop string) (connector, next string) {
+	// A connector's name may hold a slash, what follows it never does.
+	i := strings.LastIndexByte(hop, '/')
+	if i < 0 {
+		return hop, ""
+	}
+	return hop[:i], hop[i+1:]
+}
+
+// Deliver makes one attempt at all pending recipients of item, which is not changed, and answers with one
+// Result for each, in their order. It ends early, with the recipients put off, when ctx does.
+func (d *Delivery) Deliver(ctx context.Context, item *queue.Item) []Result {
+	name, _ := SplitHop(item.Hop)
+	c := d.connectors[name]
+	switch {
+	case c == nil:
+		return all(item, envelope.Pending, reply(451, "4.3.5", fmt.Sprintf("send connector %q is not configured any more", name)))
+	case c.DropDirectory != "":
+		return d.drop(c, item)
+	}
+	return all(item, envelope.Pending, reply(451, "4.3.5", "this kind of send connector is not ready"))
+}
+
+// Apply writes results into the recipients of item.
+func Apply(item *queue.Item, results []Result) {
+	for _, res := range results {
+		r := item.Mail.Recipient(res.Index)
+		if r == nil {
+			continue
+		}
+		r.State, r.Reply, r.Remote = res.State, res.Reply, res.Remote
+	}
+}
+
+// Timeouts of the client, RFC 5321 section 4.5.3.2.
+type Timeouts struct {
+	Connect  time.Duration // 30 s; the RFC has none
+	Greeting time.Duration // 5 min
+	Command  time.Duration // 5 min: EHLO, STARTTLS, AUTH, MAIL, RCPT
+	Data     time.Duration // 2 min: the reply to DATA
+	Block    time.Duration // 3 min: each write of content
+	Dot      time.Duration // 10 min: the reply to the final dot
+}
+
+func pending(item *queue.Item) []*envelope.Recipient {
+	var out []*envelope.Recipient
+	for _, r := range item.Mail.Recipients {
+		if r.State == envelope.Pending {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func all(item *queue.Item, state envelope.RecipientState, rep envelope.Reply) []Result {
+	var out []Result
+	for _, r := range pending(item) {
+		out = append(out, Result{Index: r.Index, State: state, Reply: rep})
+	}
+	return out
+}
+
+func reply(code int, enhanced, text string) envelope.Reply {
+	return envelope.Reply{Code: code, Enhanced: enhanced, Text: text}
+}
