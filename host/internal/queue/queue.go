@@ -50,6 +50,8 @@ type Item struct {
 	Origin  string
 
 	Session envelope.Session // facts of the session it came in with
+	Stamps  envelope.Stamps  // of that session
+	Depth   int              // how many agents' spawns lie between it and a received message; the loop guard counts it
 	Mail    *envelope.Mail   // envelope, header, body; originals where an agent may still want them
 	Prefix  []byte           // the host's own header fields, in front of Mail.Header when it is delivered
 	Durable bool             // never expires silently: expiry parks it
