@@ -1,0 +1,172 @@
+package mime
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+)
+
+// parse splits a message at its empty line and parses it.
+func parse(t testing.TB, msg string, limits Limits) (*Tree, error) {
+	t.Helper()
+	msg = strings.ReplaceAll(strings.ReplaceAll(msg, "\r\n", "\n"), "\n", "\r\n")
+	header, body, _ := strings.Cut(msg, "\r\n\r\n")
+	return Parse(context.Background(), []byte(header+"\r\n"), bytes.NewReader([]byte(body)), limits)
+}
+
+// outline writes a tree as one line a part.
+func outline(tree *Tree) string {
+	var b strings.Builder
+	for p := range tree.All() {
+		raw, _ := io.ReadAll(p.Raw())
+		line := fmt.Sprintf("%s%s", strings.Repeat(" ", p.Depth), p.Type)
+		if p.Filename != "" {
+			line += " " + p.Filename
+		}
+		if len(p.Parts) == 0 {
+			line += fmt.Sprintf(" %q", raw)
+		}
+		if len(p.Defects) > 0 {
+			line += " !" + strings.Join(p.Defects, ", ")
+		}
+		b.WriteString(line + "\n")
+	}
+	return b.String()
+}
+
+func TestStructure(t *testing.T) {
+	tests := map[string]struct{ msg, want string }{
+		"plain": {"Subject: x\n\nhello\n", "text/plain \"hello\\r\\n\"\n"},
+		"mixed": {`Content-Type: multipart/mixed; boundary="b"
+
+preamble
+--b
+Content-Type: text/html
+
+<p>
+--b
+Content-Type: application/pdf; name="=?utf-8?q?r=C3=A9sum=C3=A9.pdf?="
+Content-Transfer-Encoding: base64
+
+AAAA
+--b--
+epilogue
+`, "multipart/mixed\n text/html \"<p>\"\n application/pdf résumé.pdf \"AAAA\"\n"},
+		"nested": {`Content-Type: multipart/mixed; boundary=outer
+
+--outer
+Content-Type: multipart/alternative; boundary=inner
+
+--inner
+
+one
+--inner--
+--outer
+Content-Type: message/rfc822
+
+Subject: inside
+Content-Type: text/html
+
+two
+--outer--
+`, "multipart/mixed\n multipart/alternative\n  text/plain \"one\"\n message/rfc822\n  text/html \"two\"\n"},
+		"inner boundary left open": {`Content-Type: multipart/mixed; boundary=outer
+
+--outer
+Content-Type: multipart/alternative; boundary=inner
+
+--inner
+
+one
+--outer
+
+two
+--outer--
+`, "multipart/mixed\n multipart/alternative !closing boundary missing\n  text/plain \"one\"\n text/plain \"two\"\n"},
+		"no boundary in the body": {"Content-Type: multipart/mixed; boundary=b\n\nx\n",
+			"multipart/mixed \"x\\r\\n\" !boundary never stands in the body\n"},
+		"digest": {"Content-Type: multipart/digest; boundary=b\n\n--b\n\nSubject: a\n\nx\n--b--\n",
+			"multipart/digest\n message/rfc822\n  text/plain \"x\"\n"},
+		"RFC 2231 name": {"Content-Disposition: attachment; filename*0*=utf-8''a%20; filename*1=b.exe\n\nx",
+			"text/plain a b.exe \"x\"\n"},
+		"broken parameter": {"Content-Type: application/x-msdownload; name=\"a.exe\n\nx",
+			"application/x-msdownload a.exe \"x\" !Content-Type does not parse\n"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			tree, err := parse(t, tt.msg, Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := outline(tree); got != tt.want {
+				t.Errorf("got\n%swant\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestLimits(t *testing.T) {
+	deep := "Content-Type: message/rfc822\n\n" + strings.Repeat("Content-Type: message/rfc822\n\n", 50)
+	many := "Content-Type: multipart/mixed; boundary=b\n\n" + strings.Repeat("--b\n\nx\n", 50)
+	long := "Content-Type: multipart/mixed; boundary=b\n\n--b\nX: " + strings.Repeat("x", 2000) + "\n\nx"
+	for _, tt := range []struct {
+		msg    string
+		limits Limits
+		want   error
+	}{
+		{deep, Limits{Depth: 10}, ErrTooDeep},
+		{many, Limits{Parts: 10}, ErrTooMany},
+		{long, Limits{HeaderBytes: 1000}, ErrTooLarge},
+	} {
+		if _, err := parse(t, tt.msg, tt.limits); !errors.Is(err, tt.want) {
+			t.Errorf("got %v, want %v", err, tt.want)
+		}
+	}
+}
+
+func TestDecoded(t *testing.T) {
+	for _, tt := range []struct{ encoding, charset, content, want string }{
+		{"base64", "", "aGVs\nbG8=", "hello"},
+		{"base64", "", "aGVs!! bG8", "hello"},
+		{"quoted-printable", "iso-8859-1", "=E9t=E9", "été"},
+		{"8bit", "utf-8", "été", "été"},
+		{"7bit", "x-unknown", "abc", "abc"},
+	} {
+		tree, err := parse(t, fmt.Sprintf("Content-Type: text/plain; charset=%q\nContent-Transfer-Encoding: %s\n\n%s",
+			tt.charset, tt.encoding, tt.content), Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _, _ := tree.Root.DecodedText(1 << 20); got != tt.want {
+			t.Errorf("%s %s: got %q, want %q", tt.encoding, tt.content, got, tt.want)
+		}
+	}
+}
+
+// FuzzParse: whatever comes, parts lie inside their parents and in order, and reading them does not fail.
+func FuzzParse(f *testing.F) {
+	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b\n\nx\n--b--\n")
+	f.Add("Content-Type: message/rfc822\n\nContent-Type: multipart/mixed; boundary=\"\"\n\n--\n")
+	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b\n--b\n--b--")
+	f.Fuzz(func(t *testing.T, msg string) {
+		tree, err := parse(t, msg, Limits{Depth: 10, Parts: 100})
+		if err != nil {
+			return
+		}
+		for p := range tree.All() {
+			if p.Start > p.Content || p.Content > p.End || p.End > p.body.Size() {
+				t.Fatalf("offsets %d %d %d of %d", p.Start, p.Content, p.End, p.body.Size())
+			}
+			if p.Parent != nil && (p.Start < p.Parent.Content || p.End > p.Parent.End) {
+				t.Fatalf("part %d-%d outside of its parent %d-%d", p.Start, p.End, p.Parent.Content, p.Parent.End)
+			}
+			if _, _, err := p.DecodedText(1000); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
