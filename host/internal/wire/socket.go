@@ -1,0 +1,70 @@
+package wire
+
+import (
+	"crypto/tls"
+	"io"
+	"syscall"
+	"time"
+)
+
+// peek looks whether the socket has anything to read: octets, its end, or an error.
+func (c *Conn) peek() (n int, err error) {
+	if c.raw == nil {
+		return 0, syscall.EAGAIN
+	}
+	var b [1]byte
+	control := c.raw.Control(func(fd uintptr) {
+		n, _, err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	if control != nil {
+		return 0, control
+	}
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// Pending reports whether the client has sent anything that was not read yet.
+func (c *Conn) Pending() bool {
+	if len(c.in.unread()) > 0 {
+		return true
+	}
+	n, err := c.peek()
+	return err == nil && n > 0
+}
+
+// PeerGone reports whether the client has closed the connection, or it broke, with nothing more to say. A client that
+// has sent QUIT already has gone in good order and does not count.
+func (c *Conn) PeerGone() bool {
+	if len(c.in.unread()) > 0 {
+		return false
+	}
+	_, err := c.peek()
+	if err == syscall.EAGAIN || err == syscall.EINTR {
+		return false
+	}
+	if err == nil && c.secure == nil {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	// Behind TLS octets may be the notice of its end (RFC 8446 section 6.1).
+	_ = c.conn.SetReadDeadline(time.Now().Add(patience))
+	return c.in.fill(c.conn) == io.EOF
+}
+
+// linger lets the client read the last reply: closing a socket with unread octets would destroy it on its way.
+func (c *Conn) linger() {
+	const bound, wait = 1 << 20, time.Second
+	if t, ok := c.conn.(*tls.Conn); ok {
+		_ = t.CloseWrite()
+	}
+	half, ok := c.socket.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	_ = c.socket.SetReadDeadline(time.Now().Add(wait))
+	_, _ = io.CopyN(io.Discard, c.socket, bound)
+}
