@@ -107,6 +107,7 @@ type Recipient struct {
 	Original     string          `json:"original,omitempty"`      // address before expansion or rewriting, where it differs
 	ExpandedFrom string          `json:"expanded_from,omitempty"` // top group it came from
 	Route        string          `json:"route,omitempty"`         // domain to route by instead of its own
+	NextHop      string          `json:"next_hop,omitempty"`      // send connector and its host, from OnRouted on
 	Stamps       Stamps          `json:"stamps,omitempty"`
 
 	// Right of the 250 line.
