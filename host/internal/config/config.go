@@ -29,6 +29,8 @@ type Config struct {
 	Directories       []Directory
 	SendConnectors    []SendConnector
 	Agents            []Agent // enabled or not, in the order of priority
+
+	tree *node // as decoded, for Effective and Review
 }
 
 // Host block.
@@ -58,9 +60,9 @@ type Metrics struct {
 
 // Ledger block.
 type Ledger struct {
-	Full     bool  // plain "continue" verdicts too
-	MaxBytes int64 // of all files together; 1 GB
-	MaxAge   time.Duration
+	Full     bool          // plain "continue" verdicts too
+	MaxBytes int64         // of all files together; 1 GB
+	MaxAge   time.Duration // 30 d
 }
 
 // Quarantine block.
@@ -83,8 +85,8 @@ type Queue struct {
 
 // DNS block.
 type DNS struct {
-	Resolvers []string // "127.0.0.1:53"; empty: the system's
-	Timeout   time.Duration
+	Resolvers []string      // "127.0.0.1:53"; empty: the system's
+	Timeout   time.Duration // 5 s
 }
 
 // TLS block: one certificate.
@@ -208,7 +210,7 @@ type Agent struct {
 	Sensitive    map[string]bool // names in Env whose values are never shown
 	When         When
 	Timeout      Timeouts
-	OnFailure    map[agentpb.EventKind]string // "defer", "skip", "reject", "hold"; every kind has one but where Unset
+	OnFailure    map[agentpb.EventKind]string // of decisions: "defer", "skip", "reject", "hold" (OnEndOfData only). A kind without one: "skip" if the subscription declares no verdict there, else "defer"
 	Instances    int
 	Grants       []string // nil: all but bypass of antivirus and journaling
 	MaxInFlight  int      // events at once, all instances; 256

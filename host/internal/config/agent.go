@@ -1,0 +1,394 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/posternmail/postern/sdk/agentpb"
+)
+
+// defaultTimeout of an agent at any event.
+const defaultTimeout = 5 * time.Second
+
+var agentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`)
+
+// buildAgents makes the agents, in the order of priority.
+func (l *loader) buildAgents() {
+	defaults := l.root.one("agent_defaults")
+	l.spread(defaults)
+	var agents []*agentNode
+	for _, n := range l.root.all("agent") {
+		l.spread(n)
+		inherit(n, defaults)
+		agents = append(agents, &agentNode{node: n, agent: l.buildAgent(n)})
+	}
+	l.checkPriorities()
+	l.configureAgents(agents)
+	sort.SliceStable(agents, func(i, j int) bool { return agents[i].agent.Priority < agents[j].agent.Priority })
+	for _, a := range agents {
+		l.config.Agents = append(l.config.Agents, a.agent)
+	}
+}
+
+// agentNode is an agent block with what was made of it.
+type agentNode struct {
+	node  *node
+	agent Agent
+}
+
+// spread turns `timeout = "5s"` into the same for every group of events, and so for on_failure. A group that the
+// block form leaves out gets its "default".
+func (l *loader) spread(n *node) {
+	for _, name := range []string{"timeout", "on_failure"} {
+		whole, groups := n.values[name], n.one(name)
+		if whole.set && groups.present {
+			l.diags.errorf(groups.at, "%s is there twice, as an argument at %s and as a block", name, short(whole.nameAt))
+		}
+		if whole.set && whole.raw == "hold" && !whole.bad {
+			l.diags.errorf(whole.at, `hold is possible only at the end of data; write on_failure { message = "hold" }`)
+			whole.bad = true
+		}
+		if !whole.set && name == "on_failure" {
+			whole = groups.values["default"]
+		}
+		if whole.set {
+			fill(groups, whole)
+		}
+	}
+}
+
+// fill gives all groups of events a value that have none.
+func fill(groups *node, whole *value) {
+	for _, group := range []string{groupConnect, groupCommand, groupMessage, groupSubmitted} {
+		if !groups.values[group].set {
+			copied := *whole
+			copied.spread = true
+			groups.values[group] = &copied
+		}
+	}
+}
+
+// inherit takes over from agent_defaults what the agent does not say.
+func inherit(n, defaults *node) {
+	for _, name := range []string{"timeout", "on_failure", "when"} {
+		own := n.one(name)
+		for option, v := range defaults.one(name).values {
+			if v.set && !own.values[option].set {
+				own.values[option] = v
+			}
+		}
+	}
+}
+
+func (l *loader) buildAgent(n *node) Agent {
+	l.checkAgentName(n.label(), n.labelAt())
+	n.derive("plugin", n.label(), "the label")
+	if n.set("plugin") {
+		l.checkAgentName(n.str("plugin"), n.rangeOf("plugin"))
+	}
+	agent := Agent{
+		Name:         n.label(),
+		Plugin:       n.str("plugin"),
+		Enabled:      n.flag("enabled"),
+		Priority:     int(n.number("priority")),
+		Attach:       n.str("attach"),
+		When:         l.buildWhen(n.one("when")),
+		Timeout:      l.buildTimeouts(n.one("timeout")),
+		OnFailure:    l.buildOnFailure(n.one("on_failure")),
+		Instances:    int(n.number("instances")),
+		Grants:       buildGrants(n),
+		MaxInFlight:  int(n.number("max_in_flight")),
+		StartTimeout: n.duration("start_timeout"),
+		Range:        n.at,
+	}
+	agent.Command = l.buildCommand(n)
+	agent.Env, agent.Sensitive = l.buildEnvironment(n)
+	if config := n.one("config"); config.present {
+		agent.ConfigBody = config.body
+	}
+	return agent
+}
+
+func (l *loader) checkAgentName(name string, at hcl.Range) {
+	if !agentName.MatchString(name) {
+		l.diags.errorf(at, "%q is no name of an agent: a small letter, then small letters, digits and hyphens, at most 64", name)
+	}
+}
+
+// buildGrants tells an empty list, which grants nothing, from none, which grants the usual.
+func buildGrants(n *node) []string {
+	if !n.set("grants") {
+		return nil
+	}
+	return append([]string{}, n.strs("grants")...)
+}
+
+func (l *loader) buildWhen(n *node) When {
+	when := When{Connectors: n.strs("connectors"), Traffic: n.strs("traffic"), MaxSize: n.number("max_size")}
+	if n.set("authenticated") {
+		authenticated := n.flag("authenticated")
+		when.Authenticated = &authenticated
+	}
+	var names []string
+	for _, connector := range l.root.all("receive_connector") {
+		names = append(names, connector.label())
+	}
+	n.each("connectors", func(_ int, s string, at hcl.Range) {
+		if !slices.Contains(names, s) && !l.broken {
+			l.diags.errorf(at, "there is no receive_connector %q%s", s, suggestion(s, names))
+		}
+	})
+	return when
+}
+
+// buildTimeouts bounds each group by the event's budget: a value meant for all groups silently, one written for
+// the group with an error.
+func (l *loader) buildTimeouts(n *node) Timeouts {
+	budget := l.config.Host.EventBudget
+	return Timeouts{
+		Connect:   l.timeout(n, groupConnect, budget.Connect),
+		Command:   l.timeout(n, groupCommand, budget.Command),
+		Message:   l.timeout(n, groupMessage, budget.Message),
+		Submitted: l.timeout(n, groupSubmitted, budget.Routing),
+		Max:       n.duration("max"),
+	}
+}
+
+func (l *loader) timeout(n *node, group string, budget time.Duration) time.Duration {
+	v := n.values[group]
+	if !v.set {
+		n.derive(group, FormatDuration(defaultTimeout), "default")
+	}
+	d := n.duration(group)
+	if budget == 0 || d <= budget {
+		return d
+	}
+	if v.set && !v.spread {
+		l.diags.errorf(v.at, "%s exceeds the event budget of %s for %s", v.raw, FormatDuration(budget), budgetName(group))
+	}
+	capped := *v
+	capped.raw = FormatDuration(budget)
+	n.values[group] = &capped
+	return budget
+}
+
+// budgetName is the argument of event_budget that bounds a group.
+func budgetName(group string) string {
+	if group == groupSubmitted {
+		return "routing"
+	}
+	return group
+}
+
+// groupEvents are the decisions of each group. Facts are not awaited and have no on_failure.
+func groupEvents(group string) []agentpb.EventKind {
+	switch group {
+	case groupConnect:
+		return []agentpb.EventKind{agentpb.EventKind_EVENT_KIND_CONNECT}
+	case groupCommand:
+		return []agentpb.EventKind{
+			agentpb.EventKind_EVENT_KIND_HELO, agentpb.EventKind_EVENT_KIND_EHLO, agentpb.EventKind_EVENT_KIND_START_TLS,
+			agentpb.EventKind_EVENT_KIND_AUTH, agentpb.EventKind_EVENT_KIND_END_OF_AUTHENTICATION,
+			agentpb.EventKind_EVENT_KIND_MAIL, agentpb.EventKind_EVENT_KIND_RCPT, agentpb.EventKind_EVENT_KIND_DATA,
+			agentpb.EventKind_EVENT_KIND_NOOP, agentpb.EventKind_EVENT_KIND_HELP, agentpb.EventKind_EVENT_KIND_RSET,
+		}
+	case groupMessage:
+		return []agentpb.EventKind{
+			agentpb.EventKind_EVENT_KIND_END_OF_HEADERS, agentpb.EventKind_EVENT_KIND_END_OF_DATA,
+		}
+	}
+	return []agentpb.EventKind{
+		agentpb.EventKind_EVENT_KIND_SUBMITTED, agentpb.EventKind_EVENT_KIND_RESOLVED,
+		agentpb.EventKind_EVENT_KIND_ROUTED, agentpb.EventKind_EVENT_KIND_CATEGORIZED,
+	}
+}
+
+// buildOnFailure leaves out the events for which nobody said anything: whether the agent declares a verdict there
+// is known only from its subscription.
+func (l *loader) buildOnFailure(n *node) map[agentpb.EventKind]string {
+	policy := map[agentpb.EventKind]string{}
+	for _, group := range []string{"default", groupConnect, groupCommand, groupMessage, groupSubmitted} {
+		l.checkHold(n, group)
+		if group == "default" || !n.set(group) {
+			continue
+		}
+		for _, kind := range groupEvents(group) {
+			policy[kind] = n.str(group)
+		}
+	}
+	if policy[agentpb.EventKind_EVENT_KIND_END_OF_HEADERS] == "hold" {
+		// There is no message yet that could be held.
+		delete(policy, agentpb.EventKind_EVENT_KIND_END_OF_HEADERS)
+	}
+	return policy
+}
+
+// checkHold refuses "hold" where there is no message to hold, and "reject" where the message was accepted.
+func (l *loader) checkHold(n *node, group string) {
+	v := n.values[group]
+	if v.bad || v.spread && group != "default" {
+		return
+	}
+	if v.raw == "hold" && group != groupMessage {
+		l.diags.errorf(v.at, `hold is possible only at the end of data; write message = "hold"`)
+	}
+	if v.raw == "reject" && group == groupSubmitted {
+		l.diags.errorf(v.at, "reject is not possible after the message was accepted; use defer or skip")
+	}
+}
+
+// buildCommand finds the program. A disabled agent may be missing.
+func (l *loader) buildCommand(n *node) []string {
+	if n.set("attach") && n.set("command") {
+		l.diags.errorf(n.value("command").nameAt, "command beside attach at %s; give one of them", short(n.value("attach").nameAt))
+	}
+	if n.set("attach") && n.number("instances") > 1 {
+		l.diags.errorf(n.rangeOf("instances"), "an attached agent is one process")
+	}
+	words := n.strs("command")
+	switch {
+	case n.value("command").bad || n.value("attach").bad || n.value("plugin").bad, n.set("attach"):
+		return words
+	case len(words) > 0:
+		return l.givenCommand(n, words)
+	}
+	return l.bundledCommand(n)
+}
+
+func (l *loader) givenCommand(n *node, words []string) []string {
+	at := n.value("command").place.elem(0).at
+	program, err := findProgram(l.dir(n), words[0])
+	if err != nil && n.flag("enabled") {
+		l.diags.errorf(at, "the agent's program cannot be run: %v", err)
+	}
+	return append([]string{program}, words[1:]...)
+}
+
+func findProgram(dir, word string) (string, error) {
+	if !strings.Contains(word, "/") {
+		found, err := exec.LookPath(word)
+		if err != nil {
+			return word, fmt.Errorf("%s is not in PATH; a program beside this file is ./%s", word, word)
+		}
+		return filepath.Abs(found)
+	}
+	path := absolute(dir, word)
+	return path, checkProgram(path)
+}
+
+func checkProgram(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s does not exist", path)
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is not a file", path)
+	case info.Mode().Perm()&0o111 == 0:
+		return fmt.Errorf("%s is not executable; make it chmod +x", path)
+	}
+	return nil
+}
+
+// bundledCommand is the program that came with the host.
+func (l *loader) bundledCommand(n *node) []string {
+	plugin, dir := n.str("plugin"), l.opts.AgentDir
+	path := filepath.Join(dir, plugin)
+	err := checkProgram(path)
+	if err == nil || !n.flag("enabled") || !agentName.MatchString(plugin) {
+		return []string{path}
+	}
+	at := n.labelAt()
+	if n.set("plugin") {
+		at = n.rangeOf("plugin")
+	}
+	if near := suggestion(plugin, programs(dir)); near != "" {
+		l.diags.errorf(at, "there is no bundled agent %q%s", plugin, near)
+	} else {
+		l.diags.add(SeverityError, at, fmt.Sprintf("there is no bundled agent %q: %v", plugin, err), `Name another with plugin = "...", or its program with command = ["..."].`)
+	}
+	return []string{path}
+}
+
+func programs(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
+// bundledAgents is the folder beside the host's binary.
+func bundledAgents() string {
+	binary, err := os.Executable()
+	if err != nil {
+		return "agents"
+	}
+	if real, err := filepath.EvalSymlinks(binary); err == nil {
+		binary = real
+	}
+	return filepath.Join(filepath.Dir(binary), "agents")
+}
+
+var environmentName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// buildEnvironment returns the variables and which of them are secret.
+func (l *loader) buildEnvironment(n *node) (map[string]string, map[string]bool) {
+	v := n.value("environment")
+	variables, _ := v.raw.(map[string]any)
+	env, secret := map[string]string{}, map[string]bool{}
+	for name, raw := range variables {
+		l.checkVariable(v, name, raw)
+		env[name], _ = raw.(string)
+		if v.sensitive || v.secrets[name] {
+			secret[name] = true
+		}
+	}
+	return env, secret
+}
+
+func (l *loader) checkVariable(v *value, name string, raw any) {
+	at := v.place.keyName(name)
+	if !environmentName.MatchString(name) {
+		l.diags.errorf(at, "%q is no name of an environment variable", name)
+	}
+	if strings.HasPrefix(name, "POSTERN_") || strings.HasPrefix(name, "PLUGIN_") {
+		l.diags.errorf(at, "%s is set by the host; names beginning with POSTERN_ and PLUGIN_ are its own", name)
+	}
+	if s, _ := raw.(string); strings.ContainsRune(s, 0) {
+		l.diags.errorf(v.place.key(name).at, "the value of %s holds a NUL", name).secret = v.sensitive
+	}
+}
+
+// checkPriorities wants an order without ties.
+func (l *loader) checkPriorities() {
+	first := map[int64]*node{}
+	for _, n := range l.root.all("agent") {
+		if !n.set("priority") {
+			continue
+		}
+		priority := n.number("priority")
+		if other := first[priority]; other != nil {
+			l.diags.errorf(n.rangeOf("priority"), "agents %q and %q have the same priority %d; the other is at %s",
+				n.label(), other.label(), priority, other.rangeOf("priority"))
+			continue
+		}
+		first[priority] = n
+	}
+}
