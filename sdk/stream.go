@@ -1,0 +1,231 @@
+package sdk
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/posternmail/postern/sdk/agentpb"
+)
+
+// Limits of one message on the stream (docs/protocol.md): what is waiting, never a wait for more.
+const (
+	maxBatch      = 64
+	maxBatchBytes = 256 << 10
+)
+
+// eventStream is one Events call: a reader, the handlers, and a writer that sends whatever is waiting.
+type eventStream struct {
+	service *service
+	stream  agentpb.AgentService_EventsServer
+	wake    chan struct{} // something is waiting for the writer
+	done    chan struct{} // the stream is over
+
+	mu       sync.Mutex
+	answers  []*agentpb.Answer
+	progress []*agentpb.Progress
+	pong     *agentpb.Pong
+	active   map[uint64]*eventContext
+}
+
+// Events reads events and starts handlers until the host closes the stream.
+func (s *service) Events(stream agentpb.AgentService_EventsServer) error {
+	es := &eventStream{
+		service: s, stream: stream, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		active: map[uint64]*eventContext{},
+	}
+	var writing sync.WaitGroup
+	writing.Go(es.write)
+	err := es.read()
+	close(es.done)
+	es.cancelAll()
+	writing.Wait()
+	return err
+}
+
+// read never waits for a handler, so a ping is answered however long they take.
+func (es *eventStream) read() error {
+	for {
+		in, err := es.stream.Recv()
+		if err != nil {
+			return nil // the host is done with the stream, or gone
+		}
+		received := time.Now()
+		if in.GetPing() != nil {
+			es.setPong(in.GetPing().GetNonce())
+		}
+		for _, event := range in.GetEvents() {
+			es.begin(event, received)
+		}
+		for _, id := range in.GetCancel() {
+			es.cancel(id)
+		}
+	}
+}
+
+func (es *eventStream) setPong(nonce uint64) {
+	es.mu.Lock()
+	es.pong = &agentpb.Pong{Nonce: nonce, InFlight: uint32(es.service.work.inFlight())}
+	es.mu.Unlock()
+	es.signal()
+}
+
+// begin starts the handler of an event.
+func (es *eventStream) begin(event *agentpb.Event, received time.Time) {
+	g := es.service.pin()
+	if g == nil {
+		es.answer(fault(event.GetId(), "not configured"))
+		return
+	}
+	ec := newEventContext(es, g, event, received)
+	es.mu.Lock()
+	es.active[event.GetId()] = ec
+	es.mu.Unlock()
+	es.service.work.start(ec.run)
+}
+
+// run the handler and queue its answer.
+func (ec *eventContext) run() {
+	answer := ec.handle()
+	es := ec.stream
+	es.mu.Lock()
+	delete(es.active, answer.Id)
+	es.answers = append(es.answers, answer)
+	es.mu.Unlock()
+	es.signal()
+	ec.finish()
+}
+
+// handle calls the handler. A panic in it is a fault of this event alone.
+func (ec *eventContext) handle() (answer *agentpb.Answer) {
+	id := ec.event.GetId()
+	defer func() {
+		if cause := recover(); cause != nil {
+			ec.Logger().Error("handler panicked", "cause", fmt.Sprint(cause), "stack", stack())
+			answer = fault(id, fmt.Sprintf("panic: %v", cause))
+		}
+	}()
+	handler := ec.generation.handlers.of(ec.event.GetKind())
+	if handler == nil {
+		return fault(id, fmt.Sprintf("no handler for %s", EventName(ec.event.GetKind())))
+	}
+	return ec.complete(handler(ec))
+}
+
+// complete makes an answer of a verdict.
+func (ec *eventContext) complete(v Verdict) *agentpb.Answer {
+	id := ec.event.GetId()
+	answer, err := v.answer(ec.common)
+	if err != nil {
+		ec.Logger().Error("handler failed", "error", err)
+		return fault(id, err.Error())
+	}
+	answer.Id = id
+	return answer
+}
+
+func fault(id uint64, what string) *agentpb.Answer { return &agentpb.Answer{Id: id, Fault: what} }
+
+func (es *eventStream) answer(a *agentpb.Answer) {
+	es.mu.Lock()
+	es.answers = append(es.answers, a)
+	es.mu.Unlock()
+	es.signal()
+}
+
+func (es *eventStream) addProgress(p *agentpb.Progress) {
+	es.mu.Lock()
+	es.progress = append(es.progress, p)
+	es.mu.Unlock()
+	es.signal()
+}
+
+// cancel tells a handler that nobody wants its answer any more.
+func (es *eventStream) cancel(id uint64) {
+	es.mu.Lock()
+	ec := es.active[id]
+	es.mu.Unlock()
+	if ec != nil {
+		ec.cancel()
+	}
+}
+
+func (es *eventStream) cancelAll() {
+	es.mu.Lock()
+	var all []*eventContext
+	for _, ec := range es.active {
+		all = append(all, ec)
+	}
+	es.mu.Unlock()
+	for _, ec := range all {
+		ec.cancel()
+	}
+}
+
+func (es *eventStream) signal() {
+	select {
+	case es.wake <- struct{}{}:
+	default:
+	}
+}
+
+// write sends what is waiting, and while it is being sent the next batch gathers.
+func (es *eventStream) write() {
+	for {
+		select {
+		case <-es.wake:
+		case <-es.done:
+			return
+		}
+		for {
+			out := es.take()
+			if out == nil {
+				break
+			}
+			if err := es.stream.Send(out); err != nil {
+				es.service.logger.Warn("cannot answer the host", "error", err)
+				return
+			}
+		}
+	}
+}
+
+// take the next message for the host; nil if nothing is waiting.
+func (es *eventStream) take() *agentpb.EventsResponse {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	if len(es.answers) == 0 && len(es.progress) == 0 && es.pong == nil {
+		return nil
+	}
+	out := &agentpb.EventsResponse{Pong: es.pong, Progress: es.progress}
+	es.pong, es.progress = nil, nil
+	n := batchLength(es.answers)
+	out.Answers = es.answers[:n:n]
+	es.answers = es.answers[n:]
+	if len(es.answers) == 0 {
+		es.answers = nil
+	}
+	return out
+}
+
+// batchLength is how many answers go into one message; a large one goes alone.
+func batchLength(answers []*agentpb.Answer) int {
+	bytes := 0
+	for i, a := range answers {
+		bytes += answerSize(a)
+		if i == maxBatch || i > 0 && bytes > maxBatchBytes {
+			return i
+		}
+	}
+	return len(answers)
+}
+
+// answerSize measures only answers that can be large; the others are far below 4 KiB.
+func answerSize(a *agentpb.Answer) int {
+	if len(a.Edits) == 0 && len(a.Spawns) == 0 && len(a.Stamps) == 0 && len(a.Writes) == 0 {
+		return 1 << 10
+	}
+	return proto.Size(a)
+}
