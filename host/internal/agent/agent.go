@@ -2,66 +2,279 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"io"
-
-	"github.com/posternmail/postern/host/internal/envelope"
-	"github.com/posternmail/postern/sdk/agentpb"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // Agent is one configured agent: its instances and the events they work on. It is safe for concurrent use.
-type Agent struct{ o Options }
+type Agent struct {
+	o          Options
+	slots      []*slot
+	limit      int // events in flight
+	queueLimit int
+	nextID     atomic.Uint64
+	generation atomic.Uint64
+	newest     atomic.Pointer[process] // of the processes that came up
+	life       context.Context         // ends with Close
+	quit       context.CancelFunc
+	running    sync.WaitGroup
 
-var errNotYet = errors.New("not built yet")
-
-// Launch starts the agent's instances.
-func Launch(ctx context.Context, o Options) (*Agent, error) { return nil, errNotYet }
-
-// Describe starts a process for its manifest alone.
-func Describe(ctx context.Context, o Options) (*agentpb.DescribeResponse, error) {
-	return nil, errNotYet
+	mu       sync.Mutex
+	closed   bool
+	queue    []*flight // waiting for a place, oldest first
+	suspects []*flight // waiting to be tried alone
+	reserved *stream   // takes suspects only
+	inFlight int
+	counts   counts
 }
 
-// Validate starts a process to check a configuration.
-func Validate(ctx context.Context, o Options, configJSON []byte) ([]*agentpb.Diagnostic, error) {
-	return nil, errNotYet
-}
+// queueShare is how many events may wait for each that may be in flight.
+const queueShare = 4
 
-// RunCommand runs a subcommand of the agent's binary and answers with its exit status.
-func RunCommand(ctx context.Context, o Options, args []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
-	return 0, errNotYet
+// newAgent makes an agent without processes.
+func newAgent(o Options) *Agent {
+	a := &Agent{o: o, limit: o.Spec.MaxInFlight, queueLimit: queueShare * o.Spec.MaxInFlight, counts: newCounts()}
+	a.life, a.quit = context.WithCancel(context.Background())
+	for i := range o.Spec.Instances {
+		a.slots = append(a.slots, newSlot(a, i+1))
+	}
+	return a
 }
 
 // Name is the label of the agent block.
 func (a *Agent) Name() string { return a.o.Spec.Name }
 
-// Manifest of the newest running process.
-func (a *Agent) Manifest() *agentpb.DescribeResponse { return nil }
-
-// Subscriptions of the effective configuration.
-func (a *Agent) Subscriptions() []*agentpb.Subscription { return nil }
-
-// Call asks the agent. The error, if any, is a *Failure.
+// Call asks the agent and waits for its answer, over as many attempts as Call.Timeout leaves room for. The
+// error, if any, is a *Failure. An event that is still in flight when ctx ends counts as late.
 func (a *Agent) Call(ctx context.Context, c *Call) (Result, error) {
-	return Result{}, &Failure{Agent: a.Name(), Kind: Down}
+	f, err := newFlight(c)
+	if err != nil {
+		return Result{}, &Failure{Agent: a.Name(), Kind: Faulty, Detail: err.Error()}
+	}
+	if f.size > maxEventBytes {
+		return Result{}, &Failure{Agent: a.Name(), Kind: Faulty,
+			Detail: fmt.Sprintf("the event is larger than %d bytes", maxEventBytes)}
+	}
+	f.waiter = waiters.Get().(*waiter)
+	defer waiters.Put(f.waiter)
+	if failure := a.admit(f); failure != nil {
+		return Result{}, failure
+	}
+	a.await(ctx, f)
+	return f.outcome()
 }
 
-// Upload opens the octets that the agent sent over Bodies under a ticket named in Answer.
-func (r *Result) Upload(ctx context.Context, ticket string) (*envelope.Body, error) {
-	return nil, errNotYet
+// admit queues a flight, or says why not.
+func (a *Agent) admit(f *flight) *Failure {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	failure := a.refusal(f)
+	if failure != nil {
+		failure.Agent = a.Name()
+		a.counts.failures[failure.Kind]++
+		return failure
+	}
+	a.queue = append(a.queue, f)
+	a.schedule()
+	return nil
 }
 
-// Status for listings.
-func (a *Agent) Status() Status { return Status{} }
+// refusal says why a new flight cannot be taken.
+func (a *Agent) refusal(f *flight) *Failure {
+	switch {
+	case a.closed:
+		return &Failure{Kind: Down, Detail: "closed"}
+	case len(a.queue) >= a.queueLimit:
+		return &Failure{Kind: Busy, Detail: fmt.Sprintf("%d events in flight, %d waiting", a.inFlight, len(a.queue))}
+	case !a.hope(f):
+		return &Failure{Kind: Down, Detail: a.lastExit()}
+	}
+	return nil
+}
 
-// Ready reports whether an instance is up.
-func (a *Agent) Ready() bool { return false }
+// await waits for the end of a flight.
+func (a *Agent) await(ctx context.Context, f *flight) {
+	timer := f.waiter.timer
+	timer.Reset(f.left())
+	defer timer.Stop()
+	for {
+		select {
+		case <-f.waiter.done:
+			return
+		case <-timer.C:
+			if left := f.left(); left > 0 { // Progress came
+				timer.Reset(left)
+				continue
+			}
+			a.abandon(f, fmt.Sprintf("no answer within %s", time.Duration(f.deadline.Load())))
+		case <-ctx.Done():
+			a.abandon(f, "not waited for any longer: "+context.Cause(ctx).Error())
+		}
+		<-f.waiter.done
+		return
+	}
+}
 
-// CountBreach counts an answer that the pipeline refused to apply.
-func (a *Agent) CountBreach(reason string) {}
+// abandon gives a flight up, unless it has just ended. It counts as in flight at a death until the agent
+// answers it or says that it works on nothing.
+func (a *Agent) abandon(f *flight, why string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if f.finished {
+		return
+	}
+	s := f.on
+	if s == nil {
+		a.dequeue(f)
+		a.end(f, a.waitedInVain(f, why))
+		return
+	}
+	if f.sent {
+		s.abandoned[f.id] = time.Now()
+		s.cancels = append(s.cancels, f.id)
+		s.awake()
+	} else {
+		s.waiting = slices.DeleteFunc(s.waiting, func(g *flight) bool { return g == f })
+	}
+	a.land(s, f)
+	a.fail(s, f, &Failure{Kind: Late, Detail: why})
+	a.schedule()
+	s.noteDrained()
+}
 
-// Restart replaces the process of one instance after another.
-func (a *Agent) Restart(ctx context.Context) error { return errNotYet }
+// waitedInVain is the failure of a flight that ends in a queue: that of its last attempt, if there was one.
+func (a *Agent) waitedInVain(f *flight, why string) *Failure {
+	if n := len(f.attempts); n > 0 {
+		last := f.attempts[n-1].Failure
+		return &Failure{Kind: last.Kind, Detail: last.Detail}
+	}
+	if a.leastLoaded() == nil && a.reserved == nil {
+		return &Failure{Kind: Down, Detail: a.lastExit()}
+	}
+	return &Failure{Kind: Late, Detail: why}
+}
 
-// Close drains and ends all processes.
-func (a *Agent) Close(ctx context.Context) {}
+// dequeue takes a flight out of the queues.
+func (a *Agent) dequeue(f *flight) {
+	same := func(g *flight) bool { return g == f }
+	a.queue = slices.DeleteFunc(a.queue, same)
+	a.suspects = slices.DeleteFunc(a.suspects, same)
+}
+
+// schedule gives what waits to the streams that have room. Under mu.
+func (a *Agent) schedule() {
+	a.scheduleSuspect()
+	for len(a.queue) > 0 && a.inFlight < a.limit {
+		s := a.leastLoaded()
+		if s == nil {
+			return
+		}
+		f := a.queue[0]
+		a.queue[0] = nil
+		a.queue = a.queue[1:]
+		a.give(s, f)
+	}
+}
+
+// scheduleSuspect tries the next suspect, on a stream that carries nothing else.
+func (a *Agent) scheduleSuspect() {
+	if a.reserved != nil && !a.reserved.up {
+		a.reserved = nil
+	}
+	if len(a.suspects) == 0 {
+		if a.reserved != nil && a.reserved.load() == 0 {
+			a.reserved = nil
+		}
+		return
+	}
+	if a.reserved == nil {
+		a.reserved = a.leastLoaded()
+	}
+	if a.reserved == nil || a.reserved.load() > 0 {
+		return
+	}
+	f := a.suspects[0]
+	a.suspects = a.suspects[1:]
+	a.give(a.reserved, f)
+}
+
+// leastLoaded answers with the stream that has the fewest events, nil if none takes events.
+func (a *Agent) leastLoaded() *stream {
+	var least *stream
+	for _, slot := range a.slots {
+		s := slot.stream()
+		if s == nil || !s.up || s == a.reserved {
+			continue
+		}
+		if least == nil || s.load() < least.load() {
+			least = s
+		}
+	}
+	return least
+}
+
+// give puts a flight on a stream.
+func (a *Agent) give(s *stream, f *flight) {
+	f.on, f.sent = s, false
+	f.id = a.nextID.Add(1)
+	s.flights[f.id] = f
+	s.waiting = append(s.waiting, f)
+	a.inFlight++
+	s.awake()
+}
+
+// take fills b with what waits on a stream. It reports false, and the stream's writer will be woken, when
+// nothing does.
+func (a *Agent) take(s *stream, b *batch) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now, bytes, n := time.Now(), 0, 0
+	for _, f := range s.waiting {
+		if n == maxBatchEvents || n > 0 && bytes+f.size > maxBatchBytes {
+			break
+		}
+		f.sent, f.since = true, now
+		b.events = append(b.events, f.wire())
+		bytes += f.size
+		n++
+	}
+	s.waiting = slices.Delete(s.waiting, 0, n)
+	b.cancel = append(b.cancel, s.cancels...)
+	s.cancels = s.cancels[:0]
+	b.ping, s.ping = s.ping, 0
+	s.idle = b.empty()
+	return !s.idle
+}
+
+// ping asks a stream for a sign of life.
+func (a *Agent) ping(s *stream) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.nonce++
+	s.ping = s.nonce
+	if s.asked.IsZero() {
+		s.asked = time.Now()
+	}
+	s.awake()
+}
+
+// silence is how long a ping has been waiting without a sign of life.
+func (a *Agent) silence(s *stream) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s.asked.IsZero() {
+		return 0
+	}
+	return time.Since(s.asked)
+}
+
+// noteDrained tells who drains the stream that it carries nothing any more. Under Agent.mu.
+func (s *stream) noteDrained() {
+	if s.draining && len(s.flights) == 0 {
+		s.draining = false
+		close(s.drained)
+	}
+}

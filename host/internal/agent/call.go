@@ -29,6 +29,8 @@ type Result struct {
 	Answer   *agentpb.Answer // of the last attempt; nil with an error
 	Version  string          // of the process that answered or failed last
 	Attempts []Attempt       // in order; the last one is the one that answered, if any did
+
+	uploads *bodies // of the process that answered
 }
 
 // Attempt at a Call.

@@ -1,0 +1,186 @@
+package agent
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors that a process finds open beside the first three.
+const (
+	lifelineFD = 3 // read end of a pipe: its end means that the host has gone
+	sideFD     = 4 // one end of a SOCK_SEQPACKET pair: tickets with descriptors
+)
+
+// outputGrace is how long a dead process's output is still read. Only a descendant that left the process group
+// can keep it open longer.
+const outputGrace = 200 * time.Millisecond
+
+// child is one operating system process of an agent, in a session and process group of its own.
+type child struct {
+	cmd      *exec.Cmd
+	pid      int
+	lifeline *os.File      // our end; closing it tells the process that we have gone
+	side     *net.UnixConn // our end of the side socket
+	stdout   *os.File
+	stderr   *os.File
+	exited   chan struct{} // closed when the process has been reaped
+	state    string        // how it ended; valid after exited
+	output   sync.WaitGroup
+
+	mu   sync.Mutex
+	gone bool // its pid may belong to a stranger from now on
+}
+
+// spawn starts a command with an environment of exactly env. stdout and stderr read its output until it ends.
+func spawn(command, env []string, stdout, stderr func(*os.File)) (*child, error) {
+	c := &child{exited: make(chan struct{})}
+	theirs, err := c.plumb()
+	defer closeAll(theirs)
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	c.cmd = exec.Command(command[0], command[1:]...)
+	c.cmd.Env = env
+	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = theirs[0], theirs[1], theirs[2]
+	c.cmd.ExtraFiles = theirs[3:]
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if err := c.start(); err != nil {
+		c.close()
+		return nil, err
+	}
+	c.read(c.stdout, stdout)
+	c.read(c.stderr, stderr)
+	return c, nil
+}
+
+// plumb makes the descriptors between host and process and answers with those of the process: stdin, stdout,
+// stderr, lifeline and side socket.
+func (c *child) plumb() (theirs []*os.File, err error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	theirs = append(theirs, null)
+	for _, ours := range []**os.File{&c.stdout, &c.stderr} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return theirs, fmt.Errorf("making a pipe: %w", err)
+		}
+		*ours, theirs = r, append(theirs, w)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return theirs, fmt.Errorf("making the lifeline: %w", err)
+	}
+	c.lifeline, theirs = w, append(theirs, r)
+	side, err := c.sideSocket()
+	if err != nil {
+		return theirs, fmt.Errorf("making the side socket: %w", err)
+	}
+	return append(theirs, side), nil
+}
+
+// sideSocket makes the pair, keeps our end and answers with the other.
+func (c *child) sideSocket() (*os.File, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "side socket of the agent")
+	ours := os.NewFile(uintptr(pair[0]), "side socket")
+	defer ours.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, err
+	}
+	c.side = conn.(*net.UnixConn)
+	return theirs, nil
+}
+
+// start runs the command and everything that must happen on the thread that started it: the kernel sends
+// Pdeathsig when that thread ends, not when the host does, so it is kept until the process has gone.
+func (c *child) start() error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.cmd.Start()
+		if err == nil {
+			c.pid = c.cmd.Process.Pid
+		}
+		started <- err
+		if err == nil {
+			c.reap()
+		}
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("starting %s: %w", c.cmd.Path, err)
+	}
+	return nil
+}
+
+// reap waits for the end of the process and ends what it left in its group. The group is signalled before the
+// process is reaped: until then its number cannot become that of a stranger.
+func (c *child) reap() {
+	for {
+		err := unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	c.mu.Lock()
+	_ = unix.Kill(-c.pid, unix.SIGKILL)
+	c.gone = true
+	c.mu.Unlock()
+	_ = c.cmd.Wait()
+	deadline := time.Now().Add(outputGrace)
+	_ = c.stdout.SetReadDeadline(deadline)
+	_ = c.stderr.SetReadDeadline(deadline)
+	c.output.Wait()
+	c.state = c.cmd.ProcessState.String()
+	close(c.exited)
+}
+
+// read gives one output of the process to f until it ends.
+func (c *child) read(file *os.File, f func(*os.File)) {
+	c.output.Add(1)
+	go func() {
+		defer c.output.Done()
+		f(file)
+	}()
+}
+
+// signal sends a signal to the whole process group. It does nothing when the process has ended.
+func (c *child) signal(sig unix.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.gone {
+		_ = unix.Kill(-c.pid, sig)
+	}
+}
+
+// close releases our ends. The process sees the end of its lifeline.
+func (c *child) close() {
+	closeAll([]*os.File{c.stdout, c.stderr, c.lifeline})
+	if c.side != nil {
+		_ = c.side.Close()
+	}
+}
+
+// closeAll closes what is not nil.
+func closeAll(files []*os.File) {
+	for _, f := range slices.DeleteFunc(slices.Clone(files), func(f *os.File) bool { return f == nil }) {
+		_ = f.Close()
+	}
+}

@@ -1,0 +1,109 @@
+package agent
+
+import (
+	"maps"
+	"time"
+
+	"github.com/posternmail/postern/sdk/agentpb"
+)
+
+// maxReasons bounds how many reasons of breaches are told apart.
+const maxReasons = 64
+
+// counts of an agent since it was launched. Under Agent.mu.
+type counts struct {
+	answers  uint64
+	failures map[FailureKind]uint64
+	breaches map[string]uint64
+	dead     DeadLetters
+	total    time.Duration
+	recent   time.Duration    // moving average
+	max      [2]time.Duration // of this window and the one before
+	window   time.Time
+}
+
+// newCounts makes counts of nothing.
+func newCounts() counts {
+	return counts{failures: map[FailureKind]uint64{}, breaches: map[string]uint64{}}
+}
+
+// Weights of the latency.
+const (
+	recentWeight = 256 // answers that the moving average remembers
+	maxWindow    = time.Minute
+)
+
+// answered counts one answer.
+func (c *counts) answered(took time.Duration, now time.Time) {
+	c.answers++
+	c.total += took
+	if c.answers == 1 {
+		c.recent = took
+	}
+	c.recent += (took - c.recent) / recentWeight
+	if now.Sub(c.window) > maxWindow {
+		c.window, c.max = now, [2]time.Duration{0, c.max[0]}
+	}
+	c.max[0] = max(c.max[0], took)
+}
+
+// latency of the answers.
+func (c *counts) latency() Latency {
+	l := Latency{Last: c.recent, Max: max(c.max[0], c.max[1])}
+	if c.answers > 0 {
+		l.Mean = c.total / time.Duration(c.answers)
+	}
+	return l
+}
+
+// CountBreach counts an answer that the pipeline refused to apply, by a reason from a closed list.
+func (a *Agent) CountBreach(reason string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, known := a.counts.breaches[reason]; !known && len(a.counts.breaches) >= maxReasons {
+		reason = "other"
+	}
+	a.counts.breaches[reason]++
+}
+
+// Status for listings.
+func (a *Agent) Status() Status {
+	manifest := a.Manifest()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	spec := &a.o.Spec
+	status := Status{
+		Name: spec.Name, Version: manifest.GetVersion(), SDK: manifest.GetSdk(), Priority: spec.Priority,
+		Command: spec.Command, Attach: spec.Attach,
+		InFlight: a.inFlight, Queued: len(a.queue), Suspects: len(a.suspects),
+		Answered: a.counts.answers, Failures: maps.Clone(a.counts.failures), Breaches: maps.Clone(a.counts.breaches),
+		DeadLetters: a.counts.dead, Latency: a.counts.latency(),
+	}
+	for _, s := range a.slots {
+		status.Instances = append(status.Instances, s.status())
+	}
+	return status
+}
+
+// status of an instance. Under Agent.mu.
+func (s *slot) status() InstanceStatus {
+	status := InstanceStatus{
+		Number: s.number, State: s.state, Since: s.since, Restarts: s.restarts, LastExit: s.lastExit, Stderr: s.lastTail,
+	}
+	if s.state == Waiting {
+		status.Next = s.next
+	}
+	if p := s.process; p != nil {
+		status.PID, status.Version = p.pid(), p.manifest.GetVersion()
+		status.InFlight, status.Stderr = len(p.stream.flights), p.logs.tail(shownLines)
+	}
+	return status
+}
+
+// Manifest of the newest process.
+func (a *Agent) Manifest() *agentpb.DescribeResponse { return a.newest.Load().manifest }
+
+// Subscriptions of the effective configuration.
+func (a *Agent) Subscriptions() []*agentpb.Subscription {
+	return a.newest.Load().config.GetSubscriptions()
+}

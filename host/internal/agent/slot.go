@@ -1,0 +1,324 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// slot is the place of one instance: it outlives the processes that fill it.
+type slot struct {
+	a       *Agent
+	number  int
+	history history
+	orders  chan order // to replace the process
+
+	// Under Agent.mu.
+	process  *process // newest, up or not
+	state    State
+	since    time.Time
+	next     time.Time // of the next start, in backoff
+	restarts int
+	lastExit string
+	lastTail []string
+}
+
+// order to replace the process of a slot.
+type order struct {
+	ctx  context.Context
+	done chan error
+}
+
+// newSlot makes a slot without a process.
+func newSlot(a *Agent, number int) *slot {
+	return &slot{a: a, number: number, history: history{Backoff: a.o.Backoff}, orders: make(chan order),
+		state: Starting, since: time.Now()}
+}
+
+// stream of the slot's process, nil if it has none. Under Agent.mu.
+func (s *slot) stream() *stream {
+	if s.process == nil {
+		return nil
+	}
+	return s.process.stream
+}
+
+// start brings a process up to its first answered ping.
+func (s *slot) start(ctx context.Context) (*process, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.a.o.Spec.StartTimeout)
+	defer cancel()
+	p, err := newProcess(ctx, s.a.o, s.number)
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range []func() error{
+		func() error { return p.describe(ctx) },
+		func() error { return p.configure(ctx, s.a.generation.Add(1)) },
+		func() error { return p.openEvents(ctx) },
+	} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	go p.stream.read(s.a)
+	go p.stream.write(s.a)
+	go p.bodies.receive()
+	return p, p.probe(ctx, s.a)
+}
+
+// install makes a started process the one that takes events. It reports false when the agent is closed.
+func (s *slot) install(p *process) bool {
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	if s.a.closed {
+		return false
+	}
+	if s.process != nil {
+		s.restarts++
+		s.process.stream.retire()
+	}
+	s.process = p
+	p.stream.up = true
+	s.a.newest.Store(p)
+	s.enter(Up)
+	s.a.schedule()
+	return true
+}
+
+// retire stops giving events to a stream; drained is closed when it has none left. Under Agent.mu.
+func (st *stream) retire() {
+	if st.up {
+		st.up, st.draining = false, true
+		st.noteDrained()
+	}
+}
+
+// enter changes the state. Under Agent.mu.
+func (s *slot) enter(state State) {
+	s.state, s.since = state, time.Now()
+	if s.a.o.OnChange != nil {
+		go s.a.o.OnChange()
+	}
+}
+
+// supervise keeps the slot filled until the agent is closed. p is up.
+func (s *slot) supervise(p *process) {
+	defer s.a.running.Done()
+	for {
+		for p != nil {
+			p = s.watch(p)
+		}
+		if !s.pause() {
+			return
+		}
+		p = s.refill()
+	}
+}
+
+// refill starts a process into an empty slot. It answers with nil when that fails.
+func (s *slot) refill() *process {
+	p, err := s.start(s.a.life)
+	if err != nil {
+		s.failed(err)
+		return nil
+	}
+	if !s.bringUp(p) {
+		return nil
+	}
+	return p
+}
+
+// bringUp installs a process and says so; when the agent has been closed meanwhile, it ends the process and
+// reports false.
+func (s *slot) bringUp(p *process) bool {
+	if !s.install(p) {
+		p.destroy()
+		return false
+	}
+	p.o.Logger.Info("agent is up", "agent", s.a.Name(), "process", p.label, "version", p.manifest.GetVersion(),
+		"took", time.Since(p.started).Round(time.Millisecond))
+	return true
+}
+
+// probesPerHang is how many pings fit into the time after which a process counts as hung.
+const probesPerHang = 4
+
+// watch waits for the end of a process and buries it, or for an order to replace it. It answers with the process
+// to watch next, nil if there is none.
+func (s *slot) watch(p *process) *process {
+	ticker := time.NewTicker(s.a.o.HangAfter / probesPerHang)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.stream.broken:
+			return s.lost(p, Died)
+		case <-p.exited():
+			return s.lost(p, Died)
+		case <-ticker.C:
+			if s.a.silence(p.stream) >= s.a.o.HangAfter {
+				return s.lost(p, Hung)
+			}
+			s.a.ping(p.stream)
+			p.bodies.expire()
+		case o := <-s.orders:
+			return s.replace(o, p)
+		case <-s.a.life.Done():
+			return nil // Close ends the process
+		}
+	}
+}
+
+// lost ends what is left of a process that died or hangs and has its events tried elsewhere.
+func (s *slot) lost(p *process, kind FailureKind) *process {
+	if s.a.life.Err() != nil {
+		return nil
+	}
+	s.a.down(p.stream)
+	detail := s.autopsy(p, kind)
+	p.o.Logger.Error("agent is lost", "agent", s.a.Name(), "process", p.label, "how", kind, "detail", detail)
+	delay := s.history.next(time.Since(p.started))
+	s.a.mu.Lock()
+	s.process = nil
+	s.lastExit, s.lastTail = detail, p.logs.tail(keptLines)
+	s.restarts++
+	s.backOff(delay)
+	s.a.mu.Unlock()
+	s.a.bury(p.stream, kind, detail)
+	s.a.despair()
+	return nil
+}
+
+// backOff enters the wait for the next start. Under Agent.mu.
+func (s *slot) backOff(delay time.Duration) {
+	s.next = time.Now().Add(delay)
+	s.enter(Waiting)
+}
+
+// autopsy ends the process and says how it ended.
+func (s *slot) autopsy(p *process, kind FailureKind) string {
+	detail := ""
+	switch {
+	case kind == Hung:
+		detail = fmt.Sprintf("neither a ping nor an event was answered for %s", s.a.o.HangAfter)
+		s.a.mu.Lock()
+		s.enter(Hanging)
+		s.a.mu.Unlock()
+	case p.runner == nil:
+		detail = fmt.Sprintf("the event stream ended: %v", p.stream.cause)
+	default:
+		detail = p.exitState(outputGrace)
+		if detail == "" {
+			detail = fmt.Sprintf("the event stream ended while the process lived: %v", p.stream.cause)
+		}
+	}
+	p.destroy()
+	return detail
+}
+
+// failed records a start that failed.
+func (s *slot) failed(err error) {
+	if s.a.life.Err() != nil {
+		return
+	}
+	delay := s.history.next(0)
+	s.a.o.Logger.Error("agent cannot be started", "agent", s.a.Name(), "instance", s.number, "error", err,
+		"next", delay.Round(time.Millisecond))
+	s.a.mu.Lock()
+	s.lastExit = err.Error()
+	var start *startError
+	if errors.As(err, &start) {
+		s.lastExit, s.lastTail = start.step+": "+start.err.Error(), start.stderr
+		if start.exit != "" {
+			s.lastExit += "; " + start.exit
+		}
+	}
+	s.backOff(delay)
+	s.a.mu.Unlock()
+	s.a.despair()
+}
+
+// pause waits for the time of the next start, or an order to start now. It reports false when the agent is
+// closed.
+func (s *slot) pause() bool {
+	s.a.mu.Lock()
+	timer := time.NewTimer(time.Until(s.next))
+	s.a.mu.Unlock()
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case o := <-s.orders:
+		o.done <- nil // the start that follows is the new process
+	case <-s.a.life.Done():
+		return false
+	}
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	s.enter(Starting)
+	return !s.a.closed
+}
+
+// launched is the outcome of starting a process.
+type launched struct {
+	process *process
+	err     error
+}
+
+// replace starts a new process beside p, and retires p when the new one is up; where the agent owns something
+// that only one process can, p goes first. It answers with the process that fills the slot.
+func (s *slot) replace(o order, p *process) *process {
+	if len(p.manifest.GetExclusiveResources()) > 0 {
+		s.vacate(o.ctx, p)
+		p = nil
+	}
+	fresh := make(chan launched, 1)
+	go func() {
+		process, err := s.start(o.ctx)
+		fresh <- launched{process, err}
+	}()
+	var died <-chan struct{}
+	if p != nil {
+		died = p.stream.broken
+	}
+	select {
+	case <-died: // its events need not wait for the new one
+		s.lost(p, Died)
+		p = nil
+	case l := <-fresh:
+		return s.settle(o, p, l)
+	}
+	return s.settle(o, nil, <-fresh)
+}
+
+// vacate ends the process of the slot before there is another one.
+func (s *slot) vacate(ctx context.Context, p *process) {
+	s.a.mu.Lock()
+	p.stream.retire()
+	s.enter(Draining)
+	s.a.mu.Unlock()
+	s.a.retire(ctx, p)
+	s.a.mu.Lock()
+	s.process = nil
+	s.restarts++
+	s.a.mu.Unlock()
+}
+
+// settle ends an order: the new process takes over from p, which may be nil, or p stays.
+func (s *slot) settle(o order, p *process, l launched) *process {
+	switch {
+	case l.err == nil && s.bringUp(l.process):
+		o.done <- nil
+		if p != nil {
+			s.a.running.Go(func() { s.a.retire(s.a.life, p) })
+		}
+		return l.process
+	case l.err == nil:
+		o.done <- fmt.Errorf("agent %s is closed", s.a.Name())
+	default:
+		o.done <- l.err
+		if p == nil {
+			s.failed(l.err)
+		}
+	}
+	return p
+}
