@@ -73,6 +73,15 @@ func (h Header) Fields() iter.Seq[Field] {
 // Len is the number of fields.
 func (h Header) Len() int { return len(h.fields) }
 
+// Block writes the fields as they stand in the message, each line ended by CRLF: what mime.Parse takes.
+func (h Header) Block() []byte {
+	var b []byte
+	for _, f := range h.fields {
+		b = append(append(append(append(b, f.Name...), ':'), f.Value...), "\r\n"...)
+	}
+	return b
+}
+
 func fieldOf(p *agentpb.HeaderField) Field {
 	return Field{Name: string(p.Name), Raw: p.Value, Index: int(p.Index)}
 }

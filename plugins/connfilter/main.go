@@ -1,0 +1,14 @@
+// Command connfilter judges clients by their address: lists of networks and DNS lists. It reimagines the
+// Connection Filtering agent of Exchange's Edge Transport.
+package main
+
+import "github.com/posternmail/postern/sdk"
+
+func main() {
+	sdk.Main(sdk.Info{
+		Name:     "connfilter",
+		Version:  "1.0.0",
+		Category: sdk.Antispam,
+		Summary:  "allows and refuses clients by their address: own lists and DNS lists",
+	}, New)
+}

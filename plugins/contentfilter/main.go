@@ -1,0 +1,18 @@
+// Command contentfilter gives messages a spam confidence level (SCL) and acts on it. It reimagines the Content
+// Filter agent of Exchange's Edge Transport.
+package main
+
+import "github.com/posternmail/postern/sdk"
+
+// version of the agent, and the DV token of its report header.
+const version = "1.0.0"
+
+func main() {
+	sdk.Main(sdk.Info{
+		Name:         "contentfilter",
+		Version:      version,
+		Category:     sdk.Antispam,
+		Summary:      "gives messages a spam confidence level (SCL) and acts on it",
+		SharedStamps: []string{"scl"},
+	}, New)
+}
