@@ -248,7 +248,7 @@ func (l *loader) checkHold(n *node, group string) {
 	}
 }
 
-// buildCommand finds the program. A disabled agent may be missing.
+// buildCommand finds the program; nil when it cannot be run. The program of a disabled agent may be missing.
 func (l *loader) buildCommand(n *node) []string {
 	if n.set("attach") && n.set("command") {
 		l.diags.errorf(n.value("command").nameAt, "command beside attach at %s; give one of them", short(n.value("attach").nameAt))
@@ -259,7 +259,7 @@ func (l *loader) buildCommand(n *node) []string {
 	words := n.strs("command")
 	switch {
 	case n.value("command").bad || n.value("attach").bad || n.value("plugin").bad, n.set("attach"):
-		return words
+		return nil
 	case len(words) > 0:
 		return l.givenCommand(n, words)
 	}
@@ -271,6 +271,7 @@ func (l *loader) givenCommand(n *node, words []string) []string {
 	program, err := findProgram(l.dir(n), words[0])
 	if err != nil && n.flag("enabled") {
 		l.diags.errorf(at, "the agent's program cannot be run: %v", err)
+		return nil
 	}
 	return append([]string{program}, words[1:]...)
 }
@@ -319,7 +320,7 @@ func (l *loader) bundledCommand(n *node) []string {
 	} else {
 		l.diags.add(SeverityError, at, fmt.Sprintf("there is no bundled agent %q: %v", plugin, err), `Name another with plugin = "...", or its program with command = ["..."].`)
 	}
-	return []string{path}
+	return nil
 }
 
 func programs(dir string) []string {

@@ -30,7 +30,8 @@ type Config struct {
 	SendConnectors    []SendConnector
 	Agents            []Agent // enabled or not, in the order of priority
 
-	tree *node // as decoded, for Effective and Review
+	tree    *node             // as decoded, for Effective and Review
+	sources map[string][]byte // by the names of files, for snippets
 }
 
 // Host block.

@@ -339,13 +339,13 @@ func typeName(o *option) string {
 		formatDuration: "duration", formatSize: "size", formatPrefix: "prefix", formatDomain: "domain",
 		formatMailbox: "address", formatPath: "path", formatListen: "ip:port", formatHostPort: "host:port",
 		formatSmartHost: "host[:port]", formatAddress: "IP address", formatAddressSpace: "address space",
-		formatRegexp: "regular expression", formatUnixSocket: "unix:path", formatLMTP: "unix:path or host:port",
+		formatRegexp: "regular expression", formatUnixSocket: "unix:path", formatInteger: "integer", formatLMTP: "unix:path or host:port",
 	}
 	word, special := words[o.format]
 	switch {
 	case !special:
 		return name
-	case o.typ == cty.String:
+	case o.typ.IsPrimitiveType():
 		return word
 	}
 	return fmt.Sprintf("list of %s", word)

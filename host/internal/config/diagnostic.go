@@ -11,6 +11,7 @@ import (
 
 	"github.com/agext/levenshtein"
 	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/mitchellh/go-wordwrap"
 )
 
@@ -249,18 +250,27 @@ func (d *Diagnostics) addHCL(found hcl.Diagnostics) {
 		if one.Subject != nil {
 			at = *one.Subject
 		}
-		severity := SeverityError
-		if one.Severity == hcl.DiagWarning {
-			severity = SeverityWarning
+		if text, ok := failedCall(one); ok {
+			d.errorf(at, "%s", text)
+			continue
 		}
-		d.add(severity, at, lowerFirst(strings.TrimSuffix(one.Summary, ".")), one.Detail)
+		d.add(SeverityError, at, lowerFirst(strings.TrimSuffix(one.Summary, ".")), one.Detail)
 	}
+}
+
+// failedCall is what a function said that failed: `file: open x: no such file or directory`.
+func failedCall(one *hcl.Diagnostic) (string, bool) {
+	call, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallDiagExtra](one)
+	if !ok || call.FunctionCallError() == nil {
+		return "", false
+	}
+	return fmt.Sprintf("%s: %v", call.CalledFunctionName(), call.FunctionCallError()), true
 }
 
 // sort orders findings by place and drops repeated ones: a local that is used twice is wrong once.
 func (d *Diagnostics) sort() {
 	slices.SortStableFunc(d.list, func(a, b Diagnostic) int {
-		return cmp.Or(strings.Compare(a.File, b.File), a.Line-b.Line, a.Column-b.Column)
+		return cmp.Or(strings.Compare(a.File, b.File), a.Line-b.Line, a.Column-b.Column, strings.Compare(a.Summary, b.Summary))
 	})
 	d.list = slices.Compact(d.list)
 }

@@ -202,6 +202,6 @@ func (l *loader) load() *Config {
 	if l.diags.Errors() {
 		return nil
 	}
-	l.config.tree = l.root
+	l.config.tree, l.config.sources = l.root, l.diags.sources
 	return l.config
 }
