@@ -26,6 +26,7 @@ type eventContext struct {
 	after    map[*func()]struct{} // of AfterFunc
 	logger   hclog.Logger
 	body     *BodyReader
+	second   []*agentpb.Answer // see Answer
 }
 
 func newEventContext(es *eventStream, g *generation, event *agentpb.Event, received time.Time) *eventContext {

@@ -28,10 +28,11 @@ type Event struct {
 	context *eventContext
 }
 
-// Subject is any event.
-type Subject interface{ base() *Event }
+// Subject is any event: what a function takes that serves several handlers.
+type Subject interface{ Common() *Event }
 
-func (e *Event) base() *Event { return e }
+// Common part of the event.
+func (e *Event) Common() *Event { return e }
 
 // fill the common part and let the context know it.
 func (e *Event) fill(c *eventContext) {

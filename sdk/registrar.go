@@ -24,6 +24,7 @@ type Registrar struct {
 	tables      []*tableUse
 	asked       [kinds][]Option
 	said        [kinds]bool
+	skipped     [kinds]bool
 }
 
 func newRegistrar(def *definition, host *agentpb.HostFacts, instance, stateDir string, logger hclog.Logger) *Registrar {
@@ -53,6 +54,14 @@ func (r *Registrar) Validating() bool { return r.validating }
 func (r *Registrar) on(kind EventKind, options []Option) {
 	r.said[kind] = true
 	r.asked[kind] = append(r.asked[kind], options...)
+}
+
+// Skip events whose handlers have nothing to do under this configuration: the host does not send them. The
+// cheapest event is the one not sent.
+func (r *Registrar) Skip(events ...EventKind) {
+	for _, kind := range events {
+		r.skipped[kind] = true
+	}
 }
 
 // Warn tells the operator of a surprise; the configuration is used all the same.
@@ -152,8 +161,14 @@ func pathText(path []*agentpb.PathStep) string {
 // subscriptions of the agent: one for each handler, with what New asked for.
 func (r *Registrar) subscriptions(agent any, have *handlers) []*agentpb.Subscription {
 	r.checkMethods(agent, have)
+	if !slices.ContainsFunc(have[:], func(h handler) bool { return h != nil }) {
+		r.At().Errorf("a bug in the agent: %T has no handler (a method such as OnRcpt)", agent)
+	}
 	var all []*agentpb.Subscription
 	for kind := range EventKind(kinds) {
+		if r.skipped[kind] {
+			continue
+		}
 		if have[kind] == nil {
 			if r.said[kind] {
 				r.At().Errorf("a bug in the agent: New calls %s of the Registrar, but %T has no such handler", EventName(kind), agent)
@@ -161,9 +176,6 @@ func (r *Registrar) subscriptions(agent any, have *handlers) []*agentpb.Subscrip
 			continue
 		}
 		all = append(all, r.subscription(kind))
-	}
-	if len(all) == 0 {
-		r.At().Errorf("a bug in the agent: %T has no handler (a method such as OnRcpt)", agent)
 	}
 	return all
 }

@@ -225,9 +225,11 @@ func defaultJSON(t reflect.Type, text string) (string, error) {
 	var err error
 	switch {
 	case t == reflect.TypeFor[time.Duration]():
-		var d time.Duration
-		d, err = ParseDuration(text)
-		v = d.String()
+		if _, plain := time.ParseDuration(text); plain != nil {
+			var d time.Duration
+			d, err = ParseDuration(text)
+			v = strings.TrimSuffix(strings.TrimSuffix(d.String(), "0s"), "0m")
+		}
 	case t == reflect.TypeFor[Size]():
 		v, err = ParseSize(text)
 	case t.Kind() == reflect.Slice:

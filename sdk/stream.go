@@ -91,8 +91,12 @@ func (ec *eventContext) run() {
 	answer := ec.handle()
 	es := ec.stream
 	es.mu.Lock()
-	delete(es.active, answer.Id)
+	delete(es.active, ec.event.GetId())
 	es.answers = append(es.answers, answer)
+	for _, a := range ec.second {
+		a.Id = answer.Id
+		es.answers = append(es.answers, a)
+	}
 	es.mu.Unlock()
 	es.signal()
 	ec.finish()
@@ -122,7 +126,12 @@ func (ec *eventContext) complete(v Verdict) *agentpb.Answer {
 		ec.Logger().Error("handler failed", "error", err)
 		return fault(id, err.Error())
 	}
-	answer.Id = id
+	if answer.Id == 0 {
+		answer.Id = id
+	}
+	if len(v.raw) > 1 {
+		ec.second = v.raw[1:]
+	}
 	return answer
 }
 

@@ -175,17 +175,17 @@ func (u *tableUse) row(e *Event, matches func(*agentpb.Row) bool) *agentpb.Row {
 
 // Row that came with the event. Not known: it does not exist; its Key is there all the same.
 func (t Table[T]) Row(e Subject) (row Row[T], known bool) {
-	return rowOf[T](t.use.row(e.base(), func(*agentpb.Row) bool { return true }))
+	return rowOf[T](t.use.row(e.Common(), func(*agentpb.Row) bool { return true }))
 }
 
 // RowFor is the row of one recipient, where the key holds Recipient.
 func (t Table[T]) RowFor(e Subject, r EnvelopeRecipient) (row Row[T], known bool) {
-	return rowOf[T](t.use.row(e.base(), func(p *agentpb.Row) bool { return int(p.GetRecipient()) == r.Index }))
+	return rowOf[T](t.use.row(e.Common(), func(p *agentpb.Row) bool { return int(p.GetRecipient()) == r.Index }))
 }
 
 // RowOf is the row that came for a key of Needs.
 func (t Table[T]) RowOf(e Subject, key string) (row Row[T], known bool) {
-	return rowOf[T](t.use.row(e.base(), func(p *agentpb.Row) bool { return string(p.GetKey()) == key }))
+	return rowOf[T](t.use.row(e.Common(), func(p *agentpb.Row) bool { return string(p.GetKey()) == key }))
 }
 
 // Rows of the page, at OnSchedule.

@@ -25,6 +25,7 @@ type Verdict struct {
 	recipients selection
 	extras     *extras
 	parts      []Verdict // of PerRecipient
+	raw        []*agentpb.Answer
 }
 
 // extras are what most verdicts do not have. Never changed once a Verdict points to it.
@@ -246,11 +247,21 @@ func (v Verdict) StampRecipient(r EnvelopeRecipient, name, value string) Verdict
 	return v.stamp(stamp{name: name, value: value, scope: ForRecipient, recipient: r.Index})
 }
 
+// Answer is the answer as it goes to the host, for what the methods above cannot say, and for tests of what a
+// host does with nonsense. Where its id is 0 it gets that of the event. More than one is a second answer, which
+// the host counts and drops.
+func Answer(answers ...*agentpb.Answer) Verdict {
+	return Verdict{kind: agentpb.VerdictKind_VERDICT_KIND_CONTINUE, raw: answers}
+}
+
 // errNoVerdict is what the zero Verdict comes to.
 var errNoVerdict = errors.New("the handler answered nothing: continue is explicit (sdk.Continue())")
 
 // answer the event with v.
 func (v Verdict) answer(e *Event) (*agentpb.Answer, error) {
+	if len(v.raw) > 0 {
+		return v.raw[0], nil
+	}
 	a := new(agentpb.Answer)
 	if v.extras != nil && len(v.extras.needs) > 0 {
 		a.Need = needOf(v.extras.needs)
