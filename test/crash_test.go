@@ -1,0 +1,315 @@
+package test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"math/rand"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/posternmail/postern/test/rig"
+)
+
+// TestCrash kills the host and its agents with SIGKILL at random moments under load, and reconciles what the
+// senders were promised (250) with what arrived. Nothing may be lost; a second copy may arrive only where a
+// delivery was in doubt. POSTERN_CRASH_ROUNDS sets the number of kills; `make crash` does 1,000.
+func TestCrash(t *testing.T) {
+	rounds := 12
+	if s := os.Getenv("POSTERN_CRASH_ROUNDS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rounds = n
+	}
+	books := &books{promised: map[string]bool{}, resent: map[string]bool{}, arrived: map[string][]time.Time{}}
+	sink := startCrashSink(t, books)
+	h := rig.Start(t, fmt.Sprintf(`
+host {
+  name     = "edge.example"
+  data_dir = "{dir}/data"
+}
+log {
+  level = "warn"
+}
+receive_connector "in" {
+  listen      = ["{addr}"]
+  permissions = ["anonymous"]
+}
+accepted_domain "example.org" {
+  type = "internal_relay"
+}
+queue {
+  glitch_interval = "1s"
+}
+send_connector "sink" {
+  address_spaces = ["*"]
+  smart_hosts    = ["%s"]
+}
+agent "one" {
+  plugin     = "mock"
+  priority   = 10
+  config {
+    on "OnRcpt" {
+      action = "continue"
+    }
+    on "OnEndOfData" {
+      action = "continue"
+    }
+    on "OnSubmitted" {
+      action = "continue"
+    }
+  }
+}
+`, sink))
+	var stop atomic.Bool
+	var senders sync.WaitGroup
+	for i := range 8 {
+		senders.Go(func() { sendUntil(&stop, h.Addr, i, books) })
+	}
+	rnd := rand.New(rand.NewSource(time.Now().UnixNano()))
+	hostKills, agentKills := 0, 0
+	for round := range rounds {
+		time.Sleep(time.Duration(50+rnd.Intn(400)) * time.Millisecond)
+		if pid := randomChild(rnd, h.Pid()); round%3 == 2 && pid > 0 {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+			agentKills++
+			continue
+		}
+		books.kill()
+		h.Kill()
+		h.Start()
+		hostKills++
+		if rounds > 100 && round%50 == 49 {
+			fmt.Printf("%d of %d rounds: %s\n", round+1, rounds, books.summary())
+		}
+	}
+	stop.Store(true)
+	senders.Wait()
+	deadline := time.Now().Add(60 * time.Second)
+	for books.missing() > 0 && time.Now().Before(deadline) {
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Logf("%d kills of the host, %d of agents: %s", hostKills, agentKills, books.summary())
+	if lost := books.lost(); len(lost) > 0 {
+		t.Errorf("%d messages were promised and never arrived, the first: %s", len(lost), lost[0])
+	}
+	if odd := books.unexplained(); len(odd) > 0 {
+		t.Errorf("%d messages arrived twice without a doubt, the first: %s", len(odd), odd[0])
+	}
+	if len(books.promised) == 0 {
+		t.Error("no message was accepted: the test has shown nothing")
+	}
+}
+
+// books are what the senders were promised and what arrived.
+type books struct {
+	mu       sync.Mutex
+	promised map[string]bool
+	resent   map[string]bool // the sender did not read the reply and sent the message again
+	arrived  map[string][]time.Time
+	kills    []time.Time
+}
+
+func (b *books) promise(id string) { b.mu.Lock(); defer b.mu.Unlock(); b.promised[id] = true }
+func (b *books) resend(id string)  { b.mu.Lock(); defer b.mu.Unlock(); b.resent[id] = true }
+func (b *books) kill()             { b.mu.Lock(); defer b.mu.Unlock(); b.kills = append(b.kills, time.Now()) }
+
+func (b *books) arrive(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.arrived[id] = append(b.arrived[id], time.Now())
+}
+
+func (b *books) lost() (out []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id := range b.promised {
+		if len(b.arrived[id]) == 0 {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+func (b *books) missing() int { return len(b.lost()) }
+
+// unexplained lists the messages that arrived again although the sender sent them once and no kill of the host
+// lies between the two arrivals: only a kill can come between the next hop's 250 and its record.
+func (b *books) unexplained() (out []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, times := range b.arrived {
+		for i := 1; i < len(times); i++ {
+			if !b.resent[id] && !b.killedBetween(times[i-1], times[i]) {
+				out = append(out, fmt.Sprintf("%s at %v", id, times))
+				break
+			}
+		}
+	}
+	return out
+}
+
+func (b *books) killedBetween(from, to time.Time) bool {
+	for _, k := range b.kills {
+		// The arrival is noted when the sink has read the message, a little before it answers.
+		if k.After(from.Add(-time.Millisecond)) && k.Before(to) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *books) summary() string {
+	lost := b.missing()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	twice, resent := 0, 0
+	for id, times := range b.arrived {
+		if len(times) > 1 && b.resent[id] {
+			resent++
+		} else if len(times) > 1 {
+			twice++
+		}
+	}
+	return fmt.Sprintf("%d promised, %d not arrived, %d twice because a delivery was in doubt, %d twice because their sender never read the reply",
+		len(b.promised), lost, twice, resent)
+}
+
+// sendUntil sends messages one after another, each until it is answered 250.
+func sendUntil(stop *atomic.Bool, addr string, sender int, b *books) {
+	for n := 0; !stop.Load(); n++ {
+		id := fmt.Sprintf("<%d.%d@crash.example>", sender, n)
+		for !stop.Load() {
+			sent, ok := sendOne(addr, id, n)
+			if ok {
+				b.promise(id)
+				break
+			}
+			if sent {
+				b.resend(id)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// sendOne makes one attempt: sent tells that the final dot went out, ok that 250 came back.
+func sendOne(addr, id string, n int) (sent, ok bool) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return false, false
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	r := bufio.NewReader(c)
+	say := func(line, code string) error {
+		if line != "" {
+			if _, err := c.Write([]byte(line + "\r\n")); err != nil {
+				return err
+			}
+		}
+		for {
+			got, err := r.ReadString('\n')
+			if err != nil {
+				return err
+			}
+			if !strings.HasPrefix(got, code) {
+				return errors.New(got)
+			}
+			if got[3] == ' ' {
+				return nil
+			}
+		}
+	}
+	for _, step := range []string{"|220", "EHLO crash.example|250", "MAIL FROM:<a@crash.example>|250", "RCPT TO:<b@example.org>|250", "DATA|354"} {
+		line, code, _ := strings.Cut(step, "|")
+		if say(line, code) != nil {
+			return false, false
+		}
+	}
+	size := 500
+	if n%7 == 0 {
+		size = 100 << 10 // large enough for a file of its own
+	}
+	body := strings.Repeat(strings.Repeat("x", 70)+"\r\n", size/72+1)
+	return true, say("From: a@crash.example\r\nMessage-ID: "+id+"\r\n\r\n"+body+".", "250") == nil
+}
+
+// startCrashSink is a next hop that notes the Message-ID of everything it takes.
+func startCrashSink(t *testing.T, b *books) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go crashSinkSession(c, b)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func crashSinkSession(c net.Conn, b *books) {
+	defer c.Close()
+	r := bufio.NewReaderSize(c, 64<<10)
+	fmt.Fprint(c, "220 sink\r\n")
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		switch {
+		case strings.HasPrefix(line, "DATA"):
+			fmt.Fprint(c, "354 go\r\n")
+			id := ""
+			for line != ".\r\n" {
+				if line, err = r.ReadString('\n'); err != nil {
+					return // cut off: not taken
+				}
+				if v, ok := strings.CutPrefix(line, "Message-ID: "); ok {
+					id = strings.TrimSpace(v)
+				}
+			}
+			b.arrive(id)
+			fmt.Fprint(c, "250 taken\r\n")
+		case strings.HasPrefix(line, "QUIT"):
+			fmt.Fprint(c, "221 bye\r\n")
+			return
+		default:
+			fmt.Fprint(c, "250 ok\r\n")
+		}
+	}
+}
+
+// randomChild picks a child process of pid; 0 when there is none.
+func randomChild(rnd *rand.Rand, pid int) int {
+	var children []int
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, path := range tasks {
+		text, _ := os.ReadFile(path)
+		for _, word := range strings.Fields(string(text)) {
+			if n, err := strconv.Atoi(word); err == nil {
+				children = append(children, n)
+			}
+		}
+	}
+	if len(children) == 0 {
+		return 0
+	}
+	return children[rnd.Intn(len(children))]
+}
