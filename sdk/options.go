@@ -178,7 +178,9 @@ func Stamps(names ...string) Change { return stampChange(names) }
 // breach, and the less is allowed, the more agents run at the same time.
 func MayChange(changes ...Change) Option {
 	return optionFunc(func(s *agentpb.Subscription, r *Registrar) {
-		s.MayChange.Verdict = false
+		if !r.narrowed[s.Event] { // a second MayChange adds to the first
+			s.MayChange.Verdict, r.narrowed[s.Event] = false, true
+		}
 		for _, c := range changes {
 			c.allow(s.MayChange)
 		}

@@ -25,6 +25,7 @@ type Registrar struct {
 	asked       [kinds][]Option
 	said        [kinds]bool
 	skipped     [kinds]bool
+	narrowed    [kinds]bool // MayChange was given
 }
 
 func newRegistrar(def *definition, host *agentpb.HostFacts, instance, stateDir string, logger hclog.Logger) *Registrar {
@@ -49,6 +50,9 @@ func (r *Registrar) StateDir() string { return r.stateDir }
 
 // Validating reports whether the result of New will be thrown away: nothing may be started or written.
 func (r *Registrar) Validating() bool { return r.validating }
+
+// On is the method of that event's name (OnRcpt, ...) for those who have the event in a variable.
+func (r *Registrar) On(kind EventKind, options ...Option) { r.on(kind, options) }
 
 // on remembers the options of an event until its handlers are known.
 func (r *Registrar) on(kind EventKind, options []Option) {

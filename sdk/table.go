@@ -260,7 +260,7 @@ func (t Table[T]) PutIfAbsent(value T, keep time.Duration) Write {
 	return Write{use: t.use, op: agentpb.TableOp_TABLE_OP_PUT_IF_ABSENT, value: value, ttl: keep}
 }
 
-// Add adds to a number in the row: field is the name of a field of T. A row that is absent counts as 0.
+// Add adds to a number in the row: field is the name of a field of T, or a key if T is a map. A row that is absent counts as 0.
 func (t Table[T]) Add(field string, amount int64, keep time.Duration) Write {
 	name, err := jsonName[T](field)
 	return Write{use: t.use, op: agentpb.TableOp_TABLE_OP_ADD, field: name, amount: amount, ttl: keep, err: err}
@@ -285,9 +285,17 @@ func (w Write) For(r EnvelopeRecipient) Write {
 
 // jsonName of a field of T, which must be an integer.
 func jsonName[T any](field string) (string, error) {
-	f, ok := reflect.TypeFor[T]().FieldByName(field)
+	t := reflect.TypeFor[T]()
+	if t.Kind() == reflect.Map {
+		return field, nil
+	}
+	var f reflect.StructField
+	var ok bool
+	if t.Kind() == reflect.Struct {
+		f, ok = t.FieldByName(field)
+	}
 	if !ok || !f.Type.ConvertibleTo(reflect.TypeFor[int64]()) {
-		return "", fmt.Errorf("%s has no number %q to add to", reflect.TypeFor[T](), field)
+		return "", fmt.Errorf("%s has no number %q to add to", t, field)
 	}
 	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 	if name == "" {

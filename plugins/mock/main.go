@@ -1,0 +1,45 @@
+// Command mock does whatever a test asks of it, misbehaviour included. See README.md.
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/posternmail/postern/sdk"
+)
+
+func main() {
+	startBadly(os.Getenv("MOCK_START"))
+	sdk.Main(sdk.Info{
+		Name: "mock", Version: version(), Category: sdk.Other,
+		Summary:      "does whatever a test asks of it",
+		SharedStamps: []string{"scl", "pcl", "auth.spf", "auth.dkim", "auth.dmarc"},
+		Commands: []sdk.Command{
+			{Name: "echo", Summary: "prints its arguments and configuration", Run: echo},
+		},
+	}, New)
+}
+
+// version lets a test start two versions of one binary.
+func version() string {
+	if v := os.Getenv("MOCK_VERSION"); v != "" {
+		return v
+	}
+	return "1.0.0"
+}
+
+// startBadly does what an agent can do wrong before anybody has asked it anything.
+func startBadly(how string) {
+	switch how {
+	case "exit":
+		fmt.Fprintln(os.Stderr, "mock: exiting before the handshake")
+		os.Exit(3)
+	case "hang":
+		time.Sleep(time.Hour)
+	case "chatter":
+		fmt.Println("mock: this is no handshake")
+	case "nonsense":
+		os.Stderr.WriteString("{\"@message\": 5}\n{\"@level\": [], \"@timestamp\": {}}\n\x00\xff\xfe\x1b[2J\n")
+	}
+}
