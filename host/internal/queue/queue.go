@@ -70,6 +70,8 @@ type Item struct {
 	Reason     string   // why
 	Evidence   string   // of a parked item: input, stderr, exit state
 	LastError  string
+
+	stored *stored // set by the store: what it has of the item's content
 }
 
 // Entry is what the schedule and listings know of an item without loading it.

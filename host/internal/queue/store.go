@@ -1,7 +1,19 @@
 package queue
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/go-hclog"
@@ -37,7 +49,413 @@ type StoreOptions struct {
 	OnBroken func(error)
 }
 
+// The directory of a store:
+//
+//	VERSION   what wrote it
+//	LOCK      held by the process that has it open
+//	records/  the record engine: items, entries, content up to 64 KiB
+//	bodies/   larger content, a file each
+const (
+	versionName = "VERSION"
+	versionText = "postern queue 1\n"
+	lockName    = "LOCK"
+	recordsName = "records"
+	bodiesName  = "bodies"
+
+	defaultCacheBytes   = 64 << 20
+	defaultReserveBytes = 256 << 20
+	spaceCheckInterval  = time.Second
+)
+
+// diskStore is the Store of one host, on Pebble.
+type diskStore struct {
+	log     hclog.Logger
+	files   vfs.FS
+	guard   *guard
+	bodies  string // directory
+	records string // directory
+	db      *pebble.DB
+	lock    io.Closer
+	cache   *itemCache
+	reserve uint64
+	broken  func(error)
+
+	life     sync.RWMutex // held for reading by every operation, for writing by Close
+	closed   atomic.Bool
+	flushing atomic.Pointer[error] // why the engine cannot write its tables; nil: it can
+	space    spaceCheck
+	spooled  sync.Map      // weak.Pointer[envelope.Body] to *spool
+	lastID   atomic.Uint64 // number of the newest content
+
+	mu     sync.Mutex           // orders the changes of items; not held during syncs
+	shared map[contentID]uint64 // how many items name it, where more than one does
+}
+
+var _ Store = (*diskStore)(nil)
+
 // OpenStore opens the store in directory dir, or makes one there. One process at a time may have it open.
 func OpenStore(dir string, o StoreOptions) (Store, error) {
-	return nil, errors.New("opening store: not implemented")
+	s := newDiskStore(dir, o)
+	if err := s.open(dir); err != nil {
+		s.release()
+		return nil, fmt.Errorf("opening store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func newDiskStore(dir string, o StoreOptions) *diskStore {
+	s := &diskStore{log: o.Logger, files: o.Files, broken: o.OnBroken, shared: map[contentID]uint64{}}
+	if s.log == nil {
+		s.log = hclog.NewNullLogger()
+	}
+	if s.files == nil {
+		s.files = vfs.Default
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = defaultCacheBytes
+	}
+	switch {
+	case o.ReserveBytes == 0:
+		s.reserve = defaultReserveBytes
+	case o.ReserveBytes > 0:
+		s.reserve = uint64(o.ReserveBytes)
+	}
+	s.cache = newItemCache(o.CacheBytes)
+	s.bodies = s.files.PathJoin(dir, bodiesName)
+	s.records = s.files.PathJoin(dir, recordsName)
+	s.guard = &guard{FS: s.files, tripped: s.brokenBy}
+	return s
+}
+
+func (s *diskStore) brokenBy(err error) {
+	s.log.Error("the store is broken and refuses everything until it is opened again", "error", err)
+	if s.broken != nil {
+		go s.broken(fmt.Errorf("%w: %w", ErrBroken, err))
+	}
+}
+
+func (s *diskStore) open(dir string) error {
+	if err := makeDirs(s.files, dir, s.records, s.bodies); err != nil {
+		return err
+	}
+	if err := s.acquire(dir); err != nil {
+		return err
+	}
+	if err := s.checkVersion(dir); err != nil {
+		return err
+	}
+	if err := s.openRecords(); err != nil {
+		return err
+	}
+	if err := s.loadShared(); err != nil {
+		return err
+	}
+	return s.sweep()
+}
+
+// makeDirs makes directories and sees to it that a power cut leaves them there: every name on the way is synced.
+// Directories above that may not be opened were not made by us.
+func makeDirs(files vfs.FS, dir string, below ...string) error {
+	for _, d := range append([]string{dir}, below...) {
+		if err := files.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(files, dir); err != nil {
+		return err
+	}
+	for up := files.PathDir(dir); ; up = files.PathDir(up) {
+		err := syncDir(files, up)
+		if err != nil && !errors.Is(err, os.ErrPermission) {
+			return err
+		}
+		if up == files.PathDir(up) {
+			return nil
+		}
+	}
+}
+
+func syncDir(files vfs.FS, dir string) error {
+	d, err := files.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (s *diskStore) acquire(dir string) error {
+	lock, err := s.files.Lock(s.files.PathJoin(dir, lockName))
+	if err != nil {
+		return fmt.Errorf("%w: another host runs on it; stop that one, or give this one a data_dir of its own (%v)",
+			ErrLocked, err)
+	}
+	s.lock = lock
+	return nil
+}
+
+// checkVersion refuses a directory that it does not know. One without a version was left before its first record.
+func (s *diskStore) checkVersion(dir string) error {
+	path := s.files.PathJoin(dir, versionName)
+	f, err := s.files.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return s.writeVersion(dir, path)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 100))
+	if err != nil {
+		return err
+	}
+	if string(text) != versionText {
+		return fmt.Errorf("%w: %s says %q and this program knows %q; let the version that wrote it deliver what is there, "+
+			"or give this one a data_dir of its own", ErrVersion, path, strings.TrimSpace(string(text)),
+			strings.TrimSpace(versionText))
+	}
+	return nil
+}
+
+func (s *diskStore) writeVersion(dir, path string) error {
+	f, err := s.files.Create(path+".new", writeCategory)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, versionText)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := s.files.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncDir(s.files, dir)
+}
+
+// openRecords opens the record engine. What it reports as fatal ends the goroutine that it is reported in, so it
+// gets one of its own here.
+func (s *diskStore) openRecords() error {
+	cache := pebble.NewCache(16 << 20)
+	defer cache.Unref()
+	result := make(chan error, 1)
+	go func() {
+		err := errors.New("the record engine gave up")
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("%v", r)
+			}
+			result <- err
+		}()
+		s.db, err = pebble.Open(s.records, s.engineOptions(cache))
+	}()
+	return errors.Join(<-result, s.guard.err())
+}
+
+func (s *diskStore) engineOptions(cache *pebble.Cache) *pebble.Options {
+	o := &pebble.Options{
+		FS:                          s.guard,
+		Logger:                      engineLog{s},
+		Cache:                       cache,
+		FormatMajorVersion:          pebble.FormatValueSeparation,
+		MemTableSize:                32 << 20, // most mail is gone before it is written anywhere but to the log
+		MemTableStopWritesThreshold: 4,
+		MaxOpenFiles:                500,
+		EventListener: &pebble.EventListener{
+			FlushEnd:        s.flushed,
+			BackgroundError: func(err error) { s.log.Error("record engine", "error", err) },
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { s.log.Error("record engine", "corrupt", i.String()) },
+		},
+	}
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	return o
+}
+
+// flushed notes whether the engine can write its tables. While it cannot, memory would fill with what it cannot
+// write, and it would let writers wait without end.
+func (s *diskStore) flushed(info pebble.FlushInfo) {
+	if info.Err == nil {
+		s.flushing.Store(nil)
+		return
+	}
+	s.flushing.Store(&info.Err)
+}
+
+// engineLog hands the engine's messages to the log.
+type engineLog struct{ s *diskStore }
+
+// Infof implements pebble.Logger.
+func (l engineLog) Infof(format string, args ...any) { l.s.log.Trace(fmt.Sprintf(format, args...)) }
+
+// Errorf implements pebble.Logger.
+func (l engineLog) Errorf(format string, args ...any) { l.s.log.Error(fmt.Sprintf(format, args...)) }
+
+// Fatalf implements pebble.Logger. It must not return, and must not end the process either.
+func (l engineLog) Fatalf(format string, args ...any) {
+	l.s.guard.trip(fmt.Errorf(format, args...))
+	runtime.Goexit()
+}
+
+// loadShared reads which content is shared, and where content ids go on.
+func (s *diskStore) loadShared() error {
+	last, err := s.lastContent()
+	if err != nil {
+		return err
+	}
+	s.lastID.Store(uint64(last >> 1))
+	return s.each(spaceShared, func(key, value []byte) error {
+		n, size := binary.Uvarint(value)
+		if len(key) != 9 || size <= 0 {
+			return fmt.Errorf("count of shared content: %w", errMalformed)
+		}
+		s.shared[contentID(binary.BigEndian.Uint64(key[1:]))] = n
+		return nil
+	})
+}
+
+func (s *diskStore) lastContent() (contentID, error) {
+	it, err := s.db.NewIter(spaceBounds(spaceContent))
+	if err != nil {
+		return 0, err
+	}
+	var last contentID
+	if it.Last() && len(it.Key()) == 9 {
+		last = contentID(binary.BigEndian.Uint64(it.Key()[1:]))
+	}
+	return last, errors.Join(it.Error(), it.Close())
+}
+
+func spaceBounds(space byte) *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: []byte{space}, UpperBound: []byte{space + 1}}
+}
+
+// each calls fn for the records of a space in their order.
+func (s *diskStore) each(space byte, fn func(key, value []byte) error) error {
+	it, err := s.db.NewIter(spaceBounds(space))
+	if err != nil {
+		return err
+	}
+	for ok := it.First(); ok && err == nil; ok = it.Next() {
+		err = fn(it.Key(), it.Value())
+	}
+	return errors.Join(err, it.Error(), it.Close())
+}
+
+// sweep removes body files that no record names: of messages that were never committed, or whose removal a crash
+// has cut short.
+func (s *diskStore) sweep() error {
+	names, err := s.files.List(s.bodies)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		id, ok := parseBodyName(name)
+		if !ok {
+			s.log.Warn("not a file of ours among the bodies", "file", name)
+			continue
+		}
+		if err := s.sweepBody(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *diskStore) sweepBody(id contentID) error {
+	s.lastID.Store(max(s.lastID.Load(), uint64(id>>1)))
+	_, closer, err := s.db.Get(contentKey(spaceContent, id))
+	switch {
+	case err == nil:
+		return closer.Close()
+	case errors.Is(err, pebble.ErrNotFound):
+		s.removeBody(id)
+		return nil
+	}
+	return err
+}
+
+func (s *diskStore) newContentID(inFile bool) contentID {
+	id := contentID(s.lastID.Add(1) << 1)
+	if inFile {
+		id |= 1
+	}
+	return id
+}
+
+// usable tells why nothing can be done, or nil.
+func (s *diskStore) usable() error {
+	if s.closed.Load() {
+		return errors.New("store is closed")
+	}
+	if err := s.guard.err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrBroken, err)
+	}
+	return nil
+}
+
+// writable tells why a change cannot be stored now, or nil.
+func (s *diskStore) writable() error {
+	if err := s.flushing.Load(); err != nil {
+		return fmt.Errorf("record engine cannot write its tables: %w", *err)
+	}
+	return s.usable()
+}
+
+// spaceCheck remembers how much of the disk is free.
+type spaceCheck struct {
+	mu   sync.Mutex
+	at   time.Time
+	free uint64
+}
+
+// room tells whether new mail may be taken. Changes of what is there are always taken: they are the way to room.
+func (s *diskStore) room() error {
+	if s.reserve == 0 {
+		return nil
+	}
+	s.space.mu.Lock()
+	defer s.space.mu.Unlock()
+	if now := time.Now(); now.Sub(s.space.at) >= spaceCheckInterval {
+		usage, err := s.files.GetDiskUsage(s.records)
+		if err != nil {
+			return fmt.Errorf("finding out free disk space: %w", err)
+		}
+		s.space.at, s.space.free = now, usage.AvailBytes
+	}
+	if s.space.free < s.reserve {
+		return fmt.Errorf("%w: %d MiB free, %d MiB in reserve", ErrFull, s.space.free>>20, s.reserve>>20)
+	}
+	return nil
+}
+
+// Close implements Store.
+func (s *diskStore) Close() error {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.closed.Swap(true) {
+		return nil
+	}
+	return s.release()
+}
+
+func (s *diskStore) release() (err error) {
+	if s.db != nil {
+		err = s.closeRecords()
+	}
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	return err
+}
+
+// closeRecords closes the engine. After a failure it may complain in any way, and nothing is lost by that.
+func (s *diskStore) closeRecords() (err error) {
+	defer func() {
+		if r := recover(); r != nil && s.guard.err() != nil {
+			err = fmt.Errorf("%w: %v", ErrBroken, r)
+		} else if r != nil {
+			panic(r)
+		}
+	}()
+	return s.db.Close()
 }
