@@ -3,8 +3,11 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -36,26 +39,50 @@ type Result struct {
 type Delivery struct {
 	config     *config.Config
 	log        hclog.Logger
+	timeouts   Timeouts
 	connectors map[string]*connector
+	resolver   *resolver
+	pool       *pool
+	listening  map[netip.AddrPort]bool // our own receive connectors
 }
 
 // connector is a send connector ready for use.
 type connector struct {
 	config.SendConnector
+	roots *x509.CertPool // nil: the system's
+}
+
+func (c *connector) inactivity() time.Duration {
+	if c.Inactivity <= 0 {
+		return 10 * time.Minute
+	}
+	return c.Inactivity
 }
 
 // New prepares the send connectors. The error names the one that cannot be used.
 func New(o Options) (*Delivery, error) {
-	d := &Delivery{config: o.Config, log: o.Logger, connectors: map[string]*connector{}}
+	d := &Delivery{
+		config:     o.Config,
+		log:        o.Logger,
+		timeouts:   o.Timeouts.withDefaults(),
+		connectors: map[string]*connector{},
+		resolver:   newResolver(o.Config.DNS),
+		pool:       newPool(),
+	}
+	d.listening = d.listeners()
 	for i := range o.Config.SendConnectors {
 		c := &connector{SendConnector: o.Config.SendConnectors[i]}
+		var err error
+		if c.roots, err = loadCAs(c.TLSCAFile); err != nil {
+			return nil, fmt.Errorf("send connector %q: %w", c.Name, err)
+		}
 		d.connectors[c.Name] = c
 	}
 	return d, nil
 }
 
-// Close ends idle connections.
-func (d *Delivery) Close() {}
+// Close ends idle connections. Deliveries still under way end theirs themselves.
+func (d *Delivery) Close() { d.pool.close() }
 
 // Knows reports whether the connector of an item's Hop still exists. An item of another one is to be
 // categorized again.
@@ -85,7 +112,7 @@ func (d *Delivery) Deliver(ctx context.Context, item *queue.Item) []Result {
 	case c.DropDirectory != "":
 		return d.drop(c, item)
 	}
-	return all(item, envelope.Pending, reply(451, "4.3.5", "this kind of send connector is not ready"))
+	return d.send(ctx, c, item)
 }
 
 // Apply writes results into the recipients of item.
@@ -101,12 +128,20 @@ func Apply(item *queue.Item, results []Result) {
 
 // Timeouts of the client, RFC 5321 section 4.5.3.2.
 type Timeouts struct {
-	Connect  time.Duration // 30 s; the RFC has none
-	Greeting time.Duration // 5 min
-	Command  time.Duration // 5 min: EHLO, STARTTLS, AUTH, MAIL, RCPT
-	Data     time.Duration // 2 min: the reply to DATA
-	Block    time.Duration // 3 min: each write of content
-	Dot      time.Duration // 10 min: the reply to the final dot
+	Connect time.Duration // 30 s; the RFC has none
+	Command time.Duration // 5 min: greeting, EHLO, STARTTLS, AUTH, and each group of MAIL and RCPT
+	Data    time.Duration // 2 min: the reply to DATA
+	Block   time.Duration // 3 min: each write of content
+	Dot     time.Duration // 10 min: the reply to the final dot
+}
+
+func (t Timeouts) withDefaults() Timeouts {
+	t.Connect = cmp.Or(t.Connect, 30*time.Second)
+	t.Command = cmp.Or(t.Command, 5*time.Minute)
+	t.Data = cmp.Or(t.Data, 2*time.Minute)
+	t.Block = cmp.Or(t.Block, 3*time.Minute)
+	t.Dot = cmp.Or(t.Dot, 10*time.Minute)
+	return t
 }
 
 func pending(item *queue.Item) []*envelope.Recipient {
