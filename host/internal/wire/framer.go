@@ -136,31 +136,32 @@ func (d *drainer) next(b []byte) bool {
 	return false
 }
 
-// lineChecker finds a CR or LF that stands alone in the chunks of BDAT, which have no transparency.
-type lineChecker struct {
+// LineChecker finds a CR or LF that stands alone in octets that have no transparency: the chunks of BDAT.
+type LineChecker struct {
 	cr bool // the octets so far end with CR
 }
 
-// check looks at the next octets.
-func (l *lineChecker) check(b []byte) (fault Fault) {
+// Open reports whether the octets so far end with a CR that waits for its LF.
+func (l *LineChecker) Open() bool { return l.cr }
+
+// Check looks at the next octets; the fault is empty when there is none.
+func (l *LineChecker) Check(b []byte) Fault {
 	if len(b) == 0 {
 		return ""
 	}
-	start := 0
 	if l.cr {
 		if b[0] != '\n' {
 			return BareCR
 		}
-		start = 1
+		b = b[1:]
 	}
-	l.cr = b[len(b)-1] == '\r' && (len(b) > start)
-	b = b[start:]
+	l.cr = len(b) > 0 && b[len(b)-1] == '\r'
 	if l.cr {
 		b = b[:len(b)-1]
 	}
-	lf, pairs := bytes.Count(b, []byte{'\n'}), bytes.Count(b, []byte("\r\n"))
+	pairs := bytes.Count(b, []byte("\r\n"))
 	switch {
-	case lf != pairs:
+	case bytes.Count(b, []byte{'\n'}) != pairs:
 		return BareLF
 	case bytes.Count(b, []byte{'\r'}) != pairs:
 		return BareCR

@@ -183,12 +183,15 @@ func (c *Conn) plain() string {
 	case "RCPT":
 		return "RCPT TO:<a@b>" + c.cmd.params
 	}
+	if c.cmd.Arg == "" {
+		return c.cmd.Verb
+	}
 	return c.cmd.Verb + " " + c.cmd.Arg
 }
 
 // logCommand writes the command to the protocol log, without the initial response of AUTH.
 func (c *Conn) logCommand() {
-	if c.opt.Log == nil {
+	if c.protocol == nil {
 		return
 	}
 	line := c.cmd.Line
@@ -202,7 +205,7 @@ func (c *Conn) logCommand() {
 			line += " ***"
 		}
 	}
-	c.opt.Log('<', line)
+	c.protocol('<', line)
 }
 
 // readLine reads a line with its line end, of at most limit octets. It is valid until the next read.

@@ -64,6 +64,9 @@ func parseReply(code int, text string) envelope.Reply {
 // finish turns a reply of go-smtp into the one that is written.
 func (c *Conn) finish(r envelope.Reply) {
 	defer c.survive()
+	if c.down.Load() {
+		return // nobody is left to hear it
+	}
 	if c.swallow {
 		c.swallow = false
 		return
@@ -112,7 +115,9 @@ func (c *Conn) say(a Answer) {
 	}
 	_ = c.Flush()
 	c.end(a.End)
-	c.linger()
+	if a.End != EndQuit {
+		c.linger()
+	}
 }
 
 // pause waits, in pieces, so that a shutdown need not wait for it.
@@ -137,9 +142,9 @@ func (c *Conn) put(a Answer) {
 	} else {
 		c.out = appendLine(c.out, a.Reply.Code, ' ', a.Reply.Enhanced, a.Reply.Text)
 	}
-	if c.opt.Log != nil {
+	if c.protocol != nil {
 		for _, l := range strings.Split(strings.TrimSuffix(string(c.out[start:]), "\r\n"), "\r\n") {
-			c.opt.Log('>', l)
+			c.protocol('>', l)
 		}
 	}
 }

@@ -55,6 +55,9 @@ func (c *Conn) PeerGone() bool {
 	return c.in.fill(c.conn) == io.EOF
 }
 
+// Gone ends a connection of which the client has left.
+func (c *Conn) Gone() { c.end(EndGone) }
+
 // linger lets the client read the last reply: closing a socket with unread octets would destroy it on its way.
 func (c *Conn) linger() {
 	const bound, wait = 1 << 20, time.Second

@@ -102,8 +102,8 @@ type Options struct {
 	Inactivity time.Duration // longest wait for the client
 	Timeout    time.Duration // of the whole connection; it stands still while a body moves
 	MaxDrain   int64         // octets of a message read in vain before the connection is given up
-	Log        func(event byte, data string)
 	Logger     hclog.Logger
+	Released   func() // called once, after Judge.Ended
 }
 
 // Conn is the connection. Its net.Conn methods are for go-smtp, Interrupt and Abort for everyone; all others belong
@@ -118,8 +118,10 @@ type Conn struct {
 	in     input
 	until  time.Time // deadline of the whole connection
 
-	cmd     Command
-	fed     []fed  // lines for go-smtp that the client did not send
+	cmd      Command
+	fed      []fed // lines for go-smtp that the client did not send
+	protocol func(event byte, data string)
+
 	pending []byte // rest of the line go-smtp is reading
 	line    []byte // its memory
 	answer  Answer // for when go-smtp agrees
@@ -207,6 +209,9 @@ func (c *Conn) close() {
 		c.reason = EndDropped
 	}
 	c.log('-', c.reason)
+	if c.opt.Released != nil {
+		defer c.opt.Released()
+	}
 	if c.judge == nil {
 		return
 	}
@@ -240,9 +245,15 @@ func (c *Conn) crashed(v any) {
 
 // log writes to the protocol log.
 func (c *Conn) log(event byte, data string) {
-	if c.opt.Log != nil {
-		c.opt.Log(event, data)
+	if c.protocol != nil {
+		c.protocol(event, data)
 	}
+}
+
+// SetLog names the protocol log; it is called with '+', '-', '<', '>' or '*' and never with a secret. nil: none.
+func (c *Conn) SetLog(log func(event byte, data string)) {
+	c.protocol = log
+	c.log('+', "")
 }
 
 // LocalAddr implements net.Conn.

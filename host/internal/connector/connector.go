@@ -1,0 +1,228 @@
+// Package connector holds receive connectors: where the host listens, whom it lets in and how many, PROXY, implicit
+// TLS, and the gate before the banner. What it lets in is a wire with a session, served by go-smtp.
+package connector
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/emersion/go-smtp"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/session"
+	"github.com/posternmail/postern/host/internal/wire"
+)
+
+// Options of a Connector.
+type Options struct {
+	Config   config.ReceiveConnector
+	Host     config.Host
+	TLS      *tls.Config // nil: none. See Certificates
+	Session  session.Deps
+	Logger   hclog.Logger
+	Protocol io.Writer // takes the protocol log; nil with Config.ProtocolLog: a file in the data directory
+}
+
+// Stats of a connector since it was made.
+type Stats struct {
+	Name     string `json:"name"`
+	Current  int    `json:"current"`  // connections now
+	Total    uint64 `json:"total"`    // connections ever
+	Refused  uint64 `json:"refused"`  // connections refused by limits or the gate
+	Accepted uint64 `json:"accepted"` // messages
+}
+
+// Connector is one receive connector.
+type Connector struct {
+	o         Options
+	deps      session.Deps
+	server    *smtp.Server
+	listeners []net.Listener
+	gate      *gate
+	limits    *limiter
+	log       *ProtocolLog
+
+	ctx    context.Context // ends when sessions must end at once
+	cancel context.CancelFunc
+	all    sync.WaitGroup // connections
+
+	mu    sync.Mutex
+	conns map[*wire.Conn]struct{}
+	down  bool
+
+	total, refused, accepted atomic.Uint64
+}
+
+// New makes a connector. The error says what in its options cannot be.
+func New(o Options) (*Connector, error) {
+	if o.Config.ImplicitTLS && o.TLS == nil {
+		return nil, fmt.Errorf("receive connector %q: implicit_tls needs tls", o.Config.Name)
+	}
+	if o.Config.RequireTLS && o.TLS == nil {
+		return nil, fmt.Errorf("receive connector %q: require_tls needs tls", o.Config.Name)
+	}
+	c := &Connector{o: o, deps: o.Session, limits: newLimiter(o.Config.Limits), conns: map[*wire.Conn]struct{}{}}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.deps.Context = c.ctx
+	c.gate = newGate()
+	if err := c.openLog(); err != nil {
+		return nil, err
+	}
+	c.server = smtp.NewServer(session.Backend)
+	c.server.Domain = o.Host.Name
+	c.server.MaxLineLength = 0        // the wire bounds lines
+	c.server.AllowInsecureAuth = true // the session decides where AUTH is offered
+	c.server.EnableSMTPUTF8 = true
+	c.server.EnableREQUIRETLS = true
+	c.server.EnableDSN = true
+	c.server.ErrorLog = errorLog{o.Logger}
+	return c, nil
+}
+
+func (c *Connector) openLog() (err error) {
+	if !c.o.Config.ProtocolLog && c.o.Protocol == nil {
+		return nil
+	}
+	if c.o.Protocol != nil {
+		c.log = newProtocolLog(c.o.Config.Name, c.o.Protocol)
+		return nil
+	}
+	c.log, err = openProtocolLog(c.o.Host.DataDir, c.o.Config.Name)
+	return err
+}
+
+// Listen opens the addresses of the connector. The error names the one that could not be opened.
+func (c *Connector) Listen() error {
+	for _, address := range c.o.Config.Listen {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			c.closeListeners()
+			return fmt.Errorf("receive connector %q: %w", c.o.Config.Name, err)
+		}
+		c.listeners = append(c.listeners, l)
+	}
+	return nil
+}
+
+// Addrs are the addresses it listens at.
+func (c *Connector) Addrs() []net.Addr {
+	var addrs []net.Addr
+	for _, l := range c.listeners {
+		addrs = append(addrs, l.Addr())
+	}
+	return addrs
+}
+
+// Serve takes connections until Shutdown. It returns nil after that, and an error when a listener failed.
+func (c *Connector) Serve() error {
+	failed := make(chan error, len(c.listeners)+1)
+	for _, l := range c.listeners {
+		go func() { failed <- c.accept(l) }()
+	}
+	go func() { failed <- c.server.Serve(c.gate) }()
+	err := <-failed
+	if c.closing() {
+		return nil
+	}
+	return fmt.Errorf("receive connector %q: %w", c.o.Config.Name, err)
+}
+
+// accept takes connections from one listener.
+func (c *Connector) accept(l net.Listener) error {
+	const pause = 50 * time.Millisecond
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if c.closing() || errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			// Too many open files and the like: they pass.
+			c.o.Logger.Error("connection not accepted", "connector", c.o.Config.Name, "error", err)
+			time.Sleep(pause)
+			continue
+		}
+		c.all.Add(1)
+		go c.admit(conn)
+	}
+}
+
+// Shutdown stops listening, ends idle sessions with 421, and lets transactions finish until ctx ends. Then what is left
+// is cut off, and the error is that of ctx.
+func (c *Connector) Shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	c.down = true
+	c.closeListeners()
+	for w := range c.conns {
+		w.Interrupt()
+	}
+	c.mu.Unlock()
+	err := c.wait(ctx)
+	c.cancel()
+	if err != nil {
+		c.mu.Lock()
+		for w := range c.conns {
+			w.Abort()
+		}
+		c.mu.Unlock()
+		c.all.Wait()
+	}
+	_ = c.gate.Close()
+	c.log.close()
+	return err
+}
+
+func (c *Connector) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		c.all.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for sessions of receive connector %q: %w", c.o.Config.Name, ctx.Err())
+	}
+}
+
+func (c *Connector) closing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.down
+}
+
+func (c *Connector) closeListeners() {
+	for _, l := range c.listeners {
+		_ = l.Close()
+	}
+}
+
+// Stats of the connector.
+func (c *Connector) Stats() Stats {
+	c.mu.Lock()
+	current := len(c.conns)
+	c.mu.Unlock()
+	return Stats{
+		Name: c.o.Config.Name, Current: current,
+		Total: c.total.Load(), Refused: c.refused.Load(), Accepted: c.accepted.Load(),
+	}
+}
+
+// errorLog hands go-smtp's log to the host's.
+type errorLog struct{ hclog.Logger }
+
+// Printf implements smtp.Logger.
+func (l errorLog) Printf(format string, v ...any) {
+	l.Error("smtp", "message", fmt.Sprintf(format, v...))
+}
+
+// Println implements smtp.Logger.
+func (l errorLog) Println(v ...any) { l.Error("smtp", "message", fmt.Sprint(v...)) }
