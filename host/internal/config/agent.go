@@ -27,6 +27,8 @@ var agentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`)
 func (l *loader) buildAgents() {
 	defaults := l.root.one("agent_defaults")
 	l.spread(defaults)
+	l.buildTimeouts(defaults.one("timeout")) // for their mistakes, wherever agents say otherwise
+	l.buildOnFailure(defaults.one("on_failure"))
 	var agents []*agentNode
 	for _, n := range l.root.all("agent") {
 		l.spread(n)
@@ -373,7 +375,7 @@ func (l *loader) checkVariable(v *value, name string, raw any) {
 		l.diags.errorf(at, "%s is set by the host; names beginning with POSTERN_ and PLUGIN_ are its own", name)
 	}
 	if s, _ := raw.(string); strings.ContainsRune(s, 0) {
-		l.diags.errorf(v.place.key(name).at, "the value of %s holds a NUL", name).secret = v.sensitive
+		l.diags.errorf(v.place.key(name).at, "the value of %s holds a NUL", name)
 	}
 }
 

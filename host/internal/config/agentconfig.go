@@ -107,7 +107,7 @@ func (l *loader) decodeConfig(a *agentNode, manifest *agentpb.DescribeResponse) 
 	}
 	typ.max = 1
 	written := a.node.one("config")
-	n := &node{typ: typ, at: written.at, present: true, file: a.node.file, body: written.body}
+	n := &node{typ: typ, at: written.at, present: true, owner: a.node.title(), file: a.node.file, body: written.body}
 	errors, _ := l.diags.Count()
 	l.decodeBody(n)
 	a.node.blocks["config"] = []*node{n}
@@ -203,7 +203,7 @@ func schemaOption(attr *agentpb.SchemaAttribute) (option, error) {
 	}
 	typ, err := ctyjson.UnmarshalType([]byte(attr.GetType()))
 	if err != nil {
-		return o, fmt.Errorf("type %s: %w", attr.GetType(), err)
+		return o, fmt.Errorf("%q is no type", attr.GetType())
 	}
 	o.typ = asWritten(typ, o.format)
 	if attr.GetDefaultJson() == "" {
@@ -278,7 +278,7 @@ func (l *loader) report(a *agentNode, one *agentpb.Diagnostic) {
 	if one.GetSeverity() == agentpb.Severity_SEVERITY_WARNING {
 		severity = SeverityWarning
 	}
-	at, secret := locate(a.node.one("config"), one.GetPath())
+	at := locate(a.node.one("config"), one.GetPath())
 	summary := printable(strings.Join(strings.Fields(one.GetSummary()), " "))
 	if summary == "" {
 		summary = "the configuration is not accepted"
@@ -286,23 +286,23 @@ func (l *loader) report(a *agentNode, one *agentpb.Diagnostic) {
 	if at.note != "" {
 		summary += " (" + at.note + ")"
 	}
-	l.diags.add(severity, at.at, fmt.Sprintf("agent %s: %s", a.agent.Name, summary), one.GetDetail()).secret = secret
+	l.diags.add(severity, at.at, fmt.Sprintf("agent %s: %s", a.agent.Name, summary), one.GetDetail())
 }
 
 // locate follows a path into a block as far as it leads; what was not written is shown at its block.
-func locate(n *node, path []*agentpb.PathStep) (at place, secret bool) {
+func locate(n *node, path []*agentpb.PathStep) place {
 	if len(path) == 0 {
-		return place{at: n.at}, false
+		return place{at: n.at}
 	}
 	name := path[0].GetName()
 	if i := slices.Index(n.typ.labels, name); i >= 0 && i < len(n.labelsAt) {
-		return place{at: n.labelsAt[i]}, false
+		return place{at: n.labelsAt[i]}
 	}
 	if v := n.values[name]; v != nil {
 		if !v.set {
-			return place{at: n.at}, false
+			return place{at: n.at}
 		}
-		return locateValue(v.place, path[1:]), v.sensitive || len(v.secrets) > 0
+		return locateValue(v.place, path[1:])
 	}
 	return locateBlock(n, n.blocks[name], path[1:])
 }
@@ -322,7 +322,7 @@ func locateValue(p place, path []*agentpb.PathStep) place {
 }
 
 // locateBlock goes on in a nested block: the one of the index that follows its name, otherwise the first.
-func locateBlock(parent *node, found []*node, path []*agentpb.PathStep) (place, bool) {
+func locateBlock(parent *node, found []*node, path []*agentpb.PathStep) place {
 	i := 0
 	if len(path) > 0 {
 		if s, ok := path[0].GetStep().(*agentpb.PathStep_Index); ok {
@@ -330,7 +330,7 @@ func locateBlock(parent *node, found []*node, path []*agentpb.PathStep) (place, 
 		}
 	}
 	if i >= len(found) || !found[i].present {
-		return place{at: parent.at}, false
+		return place{at: parent.at}
 	}
 	return locate(found[i], path)
 }

@@ -24,7 +24,7 @@ func integer(name, byDefault, min, max, doc string) option {
 	return option{name: name, typ: numberType, format: formatInteger, byDefault: byDefault, min: min, max: max, doc: doc}
 }
 
-func flag(name, byDefault, doc string) option {
+func truth(name, byDefault, doc string) option {
 	return option{name: name, typ: boolType, byDefault: byDefault, doc: doc}
 }
 
@@ -99,7 +99,7 @@ func logBlock() *blockType {
 		doc: "The host's log, on standard error.",
 		options: []option{
 			choice("level", "info", "The least severe level that is written.", "trace", "debug", "info", "warn", "error"),
-			flag("json", "false", "JSON lines instead of text."),
+			truth("json", "false", "JSON lines instead of text."),
 		},
 	}
 }
@@ -117,7 +117,7 @@ func ledgerBlock() *blockType {
 		name: "ledger", max: 1,
 		doc: "The record of every session and message, read by `postern track` and `postern why`.",
 		options: []option{
-			flag("full", "false", "Record the plain \"continue\" verdicts of agents too."),
+			truth("full", "false", "Record the plain \"continue\" verdicts of agents too."),
 			size("max_size", "1 GB", "1 MB", "100 TB", "Of all files together; the oldest are deleted."),
 			duration("max_age", "30d", "1h", "3650d", "Older files are deleted."),
 		},
@@ -190,19 +190,19 @@ func receiveConnectorBlock() *blockType {
 			list("remote", formatPrefix, "Clients the connector is for.").otherwise("all"),
 			permissionsOption(),
 			text("tls", formatAny, "Name of the `tls` block to offer STARTTLS with.").otherwise("no TLS"),
-			flag("implicit_tls", "false", "TLS from the first octet, as on port 465."),
-			flag("require_tls", "false", "Nothing but EHLO, NOOP, QUIT and STARTTLS before TLS."),
+			truth("implicit_tls", "false", "TLS from the first octet, as on port 465."),
+			truth("require_tls", "false", "Nothing but EHLO, NOOP, QUIT and STARTTLS before TLS."),
 			list("proxy_from", formatPrefix, "Load balancers that speak the PROXY protocol, version 1 or 2."),
 			text("banner", formatText, "Text of the greeting behind `220 `.").otherwise("the host's name and `ESMTP Postern`"),
-			flag("protocol_log", "false", "Log every line of the dialog, secrets hidden."),
-			flag("require_helo", "true", "MAIL needs HELO or EHLO before it."),
+			truth("protocol_log", "false", "Log every line of the dialog, secrets hidden."),
+			truth("require_helo", "true", "MAIL needs HELO or EHLO before it."),
 		},
 		blocks: []*blockType{limitsBlock()},
 	}
 }
 
 func permissionsOption() option {
-	o := list("permissions", formatAny, "Who the clients are: `anonymous` may send to accepted domains; `users` may log in and then send anywhere; `own_servers` may send anywhere without.")
+	o := list("permissions", formatAny, "Who the clients are: `anonymous` may send to accepted domains; `users` may log in and then send anywhere; `own_servers`, told by `remote` or `internal_smtp_servers`, may send anywhere without.")
 	o.oneOf = []string{"anonymous", "users", "partners", "own_servers"}
 	o.filled = true
 	return o.starting(`["anonymous"]`)
@@ -244,8 +244,8 @@ func remoteDomainBlock() *blockType {
 		name: "remote_domain", labels: []string{"domain"}, unique: true,
 		doc: "What the senders of a domain are told; `*` is every domain without a block of its own.",
 		options: []option{
-			flag("nondelivery_reports", "true", "Report failures to them."),
-			flag("delivery_reports", "true", "Report deliveries that they asked to be told of."),
+			truth("nondelivery_reports", "true", "Report failures to them."),
+			truth("delivery_reports", "true", "Report deliveries that they asked to be told of."),
 		},
 	}
 }
@@ -256,7 +256,7 @@ func directoryBlock() *blockType {
 		doc: "Recipients, groups and safelists, filled into the tables of these names.",
 		options: []option{
 			text("file", formatPath, "A CSV or JSON file. Read again when it changes.").mandatory(),
-			flag("hashed", "false", "The addresses in the file are SHA-256 hashes."),
+			truth("hashed", "false", "The addresses in the file are SHA-256 hashes."),
 		},
 		blocks: []*blockType{{name: "ldap", later: true, doc: "Reads an LDAP directory."}},
 	}
@@ -269,13 +269,13 @@ func sendConnectorBlock() *blockType {
 		options: []option{
 			list("address_spaces", formatAddressSpace, "Recipient domains it serves: `*`, `example.org`, `*.example.org`, with `;cost` from 1 to 100 behind.").mandatory(),
 			list("smart_hosts", formatSmartHost, "Servers that take all of it, spread and failed over."),
-			flag("dns", "false", "Deliver to the mail exchangers of each domain."),
+			truth("dns", "false", "Deliver to the mail exchangers of each domain."),
 			text("lmtp", formatLMTP, "An LMTP server."),
 			text("drop_directory", formatPath, "A folder that gets each message as a file."),
 			integer("port", "25", "1", "65535", "Port of mail exchangers, and of smart hosts that name none."),
-			flag("force_helo", "false", "Greet with HELO, for servers that choke on EHLO."),
-			flag("require_tls", "false", "Wait rather than send without TLS."),
-			flag("ignore_starttls", "false", "Never use TLS."),
+			truth("force_helo", "false", "Greet with HELO, for servers that choke on EHLO."),
+			truth("require_tls", "false", "Wait rather than send without TLS."),
+			truth("ignore_starttls", "false", "Never use TLS."),
 			choice("tls_auth", "none", "What is asked of the server's certificate: nothing and TLS where offered; `encryption`; a valid `certificate`; one for the right `domain`.", "none", "encryption", "certificate", "domain"),
 			text("tls_domain", formatDomain, "Name that the certificate must hold with `tls_auth = \"domain\"`.").otherwise("the name of the next hop"),
 			text("tls_ca_file", formatPath, "PEM file of the authorities that are trusted.").otherwise("the system's"),
@@ -360,7 +360,7 @@ func whenBlock() *blockType {
 		options: []option{
 			connectors.otherwise("all"),
 			traffic.otherwise("all"),
-			flag("authenticated", "", "Only sessions that have logged in, or only those that have not.").otherwise("both"),
+			truth("authenticated", "", "Only sessions that have logged in, or only those that have not.").otherwise("both"),
 			size("max_size", "", "1", "10 GB", "Only messages up to this size.").otherwise("any"),
 		},
 	}
@@ -387,7 +387,7 @@ func agentBlock() *blockType {
 		options: []option{
 			text("plugin", formatAny, "Name of the bundled agent.").otherwise("the label"),
 			integer("priority", "", "0", "1000000", "The order of agents, lowest first. No two are equal.").mandatory(),
-			flag("enabled", "true", "Whether it runs."),
+			truth("enabled", "true", "Whether it runs."),
 			command.otherwise("the bundled program"),
 			text("attach", formatUnixSocket, "Use an agent that runs already, under a debugger for instance."),
 			timeoutOption(), onFailureOption(),

@@ -19,7 +19,7 @@ func (l *loader) build() {
 
 func (l *loader) buildHost() {
 	n := l.root.one("host")
-	n.derive("name", systemName(), "the system")
+	n.derive("name", l.system, "the system")
 	budget := n.one("event_budget")
 	l.config.Host = Host{
 		Name:                strings.ToLower(n.str("name")),

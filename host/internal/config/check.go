@@ -216,25 +216,29 @@ func (l *loader) checkUsersPermission(n *node, at hcl.Range) {
 	}
 }
 
-// checkOwnServers warns of what would let strangers relay: own servers may send anywhere without a password.
+// checkOwnServers warns of what would let strangers relay: own servers may send anywhere without a password. They
+// are told by their addresses, which a connector for everybody does not name.
 func (l *loader) checkOwnServers(n *node, permissions []string, at hcl.Range) {
-	open := false
-	n.each("listen", func(_ int, s string, _ hcl.Range) { open = open || !loopback(s) })
-	if n.value("remote").bad || !open {
+	if n.value("remote").bad {
 		return
 	}
-	everybody := len(n.strs("remote")) == 0
-	n.each("remote", func(_ int, s string, at hcl.Range) {
+	named := len(n.strs("remote")) > 0
+	switch {
+	case !named && len(l.config.Host.InternalSMTPServers) == 0:
+		l.diags.warnf(at, "own_servers has no effect: no server is named in remote or in internal_smtp_servers of host")
+	case named && slices.Contains(permissions, "anonymous"):
+		l.diags.warnf(at, `every client of this connector is an own server, so "anonymous" beside it has no effect`)
+	}
+	l.warnOpenRelay(n, "remote")
+	l.warnOpenRelay(l.root.one("host"), "internal_smtp_servers")
+}
+
+func (l *loader) warnOpenRelay(n *node, name string) {
+	n.each(name, func(_ int, s string, at hcl.Range) {
 		if prefix, err := parsePrefix(s); err == nil && tooWide(prefix) {
-			l.diags.warnf(at, "open relay: %s with permission own_servers may send mail anywhere", s)
+			l.diags.warnf(at, "open relay: with permission own_servers everybody in %s may send mail anywhere", s)
 		}
 	})
-	switch {
-	case everybody:
-		l.diags.warnf(at, "open relay: without remote, permission own_servers lets everybody send mail anywhere")
-	case slices.Contains(permissions, "anonymous"):
-		l.diags.warnf(at, `own_servers covers all clients of this connector, so "anonymous" beside it has no effect`)
-	}
 }
 
 // tooWide prefixes hold more than an organization has.

@@ -30,8 +30,8 @@ type Config struct {
 	SendConnectors    []SendConnector
 	Agents            []Agent // enabled or not, in the order of priority
 
-	tree    *node             // as decoded, for Effective and Review
-	sources map[string][]byte // by the names of files, for snippets
+	tree    *node        // as decoded, for Effective and Review
+	sources *Diagnostics // of Load, for the lines that Review shows
 }
 
 // Host block.

@@ -196,6 +196,9 @@ func describe(n *node) string {
 	if n.typ.name == "" {
 		return "the configuration"
 	}
+	if n.owner != "" {
+		return n.title() + " of " + n.owner
+	}
 	return n.title()
 }
 
@@ -204,8 +207,21 @@ func (l *loader) unknownOption(typ *blockType, attr *hclsyntax.Attribute) {
 		l.diags.errorf(attr.NameRange, "%s is a block; write %s { ... }", attr.Name, strings.TrimSpace(attr.Name+labelHint(nested)))
 		return
 	}
-	near := suggestion(attr.Name, append(typ.optionNames(), typ.blockNames()...))
+	near := hint(typ, attr.Name, append(typ.optionNames(), typ.blockNames()...))
 	l.diags.errorf(attr.NameRange, "unsupported argument %q%s", attr.Name, near)
+}
+
+// hint says where a name belongs, or which one is near it.
+func hint(typ *blockType, name string, known []string) string {
+	for _, nested := range typ.blocks {
+		if nested.option(name) != nil && typ.name != "" || nested.block(name) != nil {
+			return fmt.Sprintf("; it belongs into %s { ... }", strings.TrimSpace(nested.name+labelHint(nested)))
+		}
+	}
+	if typ.name == "" {
+		known = append(known, "locals")
+	}
+	return suggestion(name, known)
 }
 
 func labelHint(typ *blockType) string { return strings.Repeat(` "..."`, len(typ.labels)) }
@@ -215,7 +231,7 @@ func (l *loader) unknownBlock(typ *blockType, block *hclsyntax.Block) {
 		l.diags.errorf(block.TypeRange, "%s is an argument; write %s = ...", block.Type, block.Type)
 		return
 	}
-	near := suggestion(block.Type, append(typ.blockNames(), typ.optionNames()...))
+	near := hint(typ, block.Type, append(typ.blockNames(), typ.optionNames()...))
 	l.diags.errorf(block.TypeRange, "unsupported block %q%s", block.Type, near)
 }
 
@@ -223,6 +239,9 @@ func (l *loader) unknownBlock(typ *blockType, block *hclsyntax.Block) {
 func (l *loader) decodeValue(n *node, o *option, attr *hclsyntax.Attribute) *value {
 	v := &value{set: true, at: attr.Expr.Range(), nameAt: attr.NameRange, sensitive: o.sensitive}
 	v.place = place{expr: attr.Expr, at: v.at, locals: l.locals}
+	if o.sensitive {
+		l.diags.noteSecret(attr.Expr)
+	}
 	if o.later {
 		l.diags.errorf(attr.NameRange, "%s is not supported yet in this version", o.name)
 		v.bad = true

@@ -42,6 +42,7 @@ type Diagnostic struct {
 type Diagnostics struct {
 	list    []Diagnostic
 	sources map[string][]byte
+	secrets []hcl.Range // where secrets are written in the sources
 }
 
 // All findings, ordered by file and place.
@@ -251,20 +252,37 @@ func (d *Diagnostics) addHCL(found hcl.Diagnostics) {
 			at = *one.Subject
 		}
 		if text, ok := failedCall(one); ok {
-			d.errorf(at, "%s", text)
+			d.errorf(wholeCall(one, at), "%s", text)
 			continue
 		}
 		d.add(SeverityError, at, lowerFirst(strings.TrimSuffix(one.Summary, ".")), one.Detail)
 	}
 }
 
-// failedCall is what a function said that failed: `file: open x: no such file or directory`.
+// failedCall says what a function said that failed (`file: open x: no such file or directory`), or that there is
+// no such function.
 func failedCall(one *hcl.Diagnostic) (string, bool) {
+	if call, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallUnknownDiagExtra](one); ok {
+		name := call.CalledFunctionName()
+		return fmt.Sprintf("there is no function %q%s", name, suggestion(name, functionNames())), true
+	}
 	call, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallDiagExtra](one)
 	if !ok || call.FunctionCallError() == nil {
 		return "", false
 	}
 	return fmt.Sprintf("%s: %v", call.CalledFunctionName(), call.FunctionCallError()), true
+}
+
+// wholeCall is the range of the call with its arguments, where the library names only its beginning.
+func wholeCall(one *hcl.Diagnostic, at hcl.Range) hcl.Range {
+	call, ok := one.Expression.(*hclsyntax.FunctionCallExpr)
+	if _, unknown := hcl.DiagnosticExtra[hclsyntax.FunctionCallUnknownDiagExtra](one); !ok || unknown {
+		return at
+	}
+	if _, argument := hcl.DiagnosticExtra[hclsyntax.FunctionCallDiagExtra](one); argument && one.Summary == "Invalid function argument" {
+		return at
+	}
+	return call.Range()
 }
 
 // sort orders findings by place and drops repeated ones: a local that is used twice is wrong once.
@@ -273,6 +291,16 @@ func (d *Diagnostics) sort() {
 		return cmp.Or(strings.Compare(a.File, b.File), a.Line-b.Line, a.Column-b.Column, strings.Compare(a.Summary, b.Summary))
 	})
 	d.list = slices.Compact(d.list)
+	for i := range d.list {
+		d.list[i].secret = d.showsSecret(d.list[i])
+	}
+}
+
+// showsSecret tells whether the line that would be printed holds a secret.
+func (d *Diagnostics) showsSecret(one Diagnostic) bool {
+	return slices.ContainsFunc(d.secrets, func(at hcl.Range) bool {
+		return at.Filename == one.File && at.Start.Line <= one.Line && one.Line <= at.End.Line
+	})
 }
 
 func lowerFirst(s string) string {
@@ -280,6 +308,27 @@ func lowerFirst(s string) string {
 		return s
 	}
 	return strings.ToLower(s[:1]) + s[1:]
+}
+
+// noteSecrets finds what is written inside sensitive(), other than the names of files and variables.
+func (d *Diagnostics) noteSecrets(body *hclsyntax.Body) {
+	_ = hclsyntax.VisitAll(body, func(n hclsyntax.Node) hcl.Diagnostics {
+		if call, ok := n.(*hclsyntax.FunctionCallExpr); ok && call.Name == "sensitive" {
+			for _, arg := range call.Args {
+				d.noteSecret(arg)
+			}
+		}
+		return nil
+	})
+}
+
+// noteSecret takes an expression whose value is secret. A reference to where it comes from is not.
+func (d *Diagnostics) noteSecret(expr hclsyntax.Expression) {
+	switch expr.(type) {
+	case *hclsyntax.FunctionCallExpr, *hclsyntax.ScopeTraversalExpr:
+	default:
+		d.secrets = append(d.secrets, expr.Range())
+	}
 }
 
 // suggestion is `; did you mean "x"?` when a known name is near the given one, otherwise empty.

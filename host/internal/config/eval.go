@@ -137,6 +137,16 @@ func (l *loader) functions(dir string) map[string]function.Function {
 	return functions
 }
 
+// functionNames are all that may be called.
+func functionNames() []string {
+	names := []string{"can", "env", "file", "lines", "sensitive", "try"}
+	for name := range standardFunctions() {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
+}
+
 func standardFunctions() map[string]function.Function {
 	return map[string]function.Function{
 		"abs": stdlib.AbsoluteFunc, "ceil": stdlib.CeilFunc, "chomp": stdlib.ChompFunc,

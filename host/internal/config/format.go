@@ -76,8 +76,7 @@ func checkText(f format, s string) error {
 	case formatDomain:
 		return checkDomain(s)
 	case formatMailbox:
-		_, err := address.Parse(s)
-		return err
+		return checkMailbox(s)
 	case formatRegexp:
 		_, err := regexp.Compile(s)
 		return plainRegexpError(err)
@@ -183,6 +182,23 @@ func checkDomain(s string) error {
 		return errors.New(`"*" stands for whole labels in front only, as in "*.example.org"`)
 	}
 	_, err := address.ParseDomain(name)
+	return plainAddressError(err)
+}
+
+// checkMailbox takes local@domain.
+func checkMailbox(s string) error {
+	mailbox, err := address.Parse(s)
+	if err == nil && mailbox.Domain == "" {
+		err = errors.New("no domain")
+	}
+	return plainAddressError(err)
+}
+
+// plainAddressError drops what the message around it says already.
+func plainAddressError(err error) error {
+	if errors.Is(err, address.ErrSyntax) {
+		return errors.New(strings.TrimPrefix(err.Error(), address.ErrSyntax.Error()+": "))
+	}
 	return err
 }
 

@@ -55,6 +55,7 @@ type loader struct {
 	broken bool // syntax errors: what is missing may be there, unread
 	config *Config
 	root   *node
+	system string // the system\'s name, for a host that has none
 }
 
 // file is one source.
@@ -80,6 +81,7 @@ func newLoader(o Options) *loader {
 		locals: map[string]*local{},
 		diags:  &Diagnostics{sources: map[string][]byte{}},
 		config: &Config{TLS: map[string]TLS{}},
+		system: systemName(),
 	}
 }
 
@@ -162,6 +164,7 @@ func (l *loader) parse(name string, source []byte) {
 	if !ok {
 		return
 	}
+	l.diags.noteSecrets(body)
 	l.files = append(l.files, &file{name: name, dir: dir, body: body, functions: l.functions(dir)})
 }
 
@@ -202,6 +205,6 @@ func (l *loader) load() *Config {
 	if l.diags.Errors() {
 		return nil
 	}
-	l.config.tree, l.config.sources = l.root, l.diags.sources
+	l.config.tree, l.config.sources = l.root, l.diags
 	return l.config
 }

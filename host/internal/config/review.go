@@ -26,7 +26,10 @@ type Subscribed struct {
 // exceeds the event's budget (an error), and agents that read a stamp which nobody before them writes (a warning).
 // eventName names each event in messages ("OnRcpt"). agents are in the order of priority.
 func (c *Config) Review(plan []Planned, agents []Subscribed, eventName func(agentpb.EventKind) string) *Diagnostics {
-	r := &review{config: c, diags: &Diagnostics{sources: c.sources}, eventName: eventName}
+	r := &review{config: c, diags: &Diagnostics{}, eventName: eventName}
+	if c.sources != nil {
+		r.diags.sources, r.diags.secrets = c.sources.sources, c.sources.secrets
+	}
 	for _, event := range plan {
 		r.checkChain(event)
 	}

@@ -73,8 +73,11 @@ func ParseSize(s string) (int64, error) {
 	}
 	number, unit, rest := cutQuantity(text)
 	amount, ok := parseAmount(number)
-	if !ok || rest != "" {
-		return 0, errors.New(`not a size such as "36 MB"`)
+	if !ok {
+		return 0, errors.New("it does not begin with a number")
+	}
+	if rest != "" {
+		return 0, fmt.Errorf("%q follows the unit", rest)
 	}
 	scale, ok := sizeUnits[strings.ToLower(unit)]
 	if !ok {

@@ -97,7 +97,7 @@ func (c *converter) fail(p place, format string, args ...any) (any, bool) {
 	if p.note != "" {
 		text += " (" + p.note + ")"
 	}
-	c.diags.add(SeverityError, p.at, text, "").secret = c.secret
+	c.diags.errorf(p.at, "%s", text)
 	return nil, false
 }
 
@@ -255,7 +255,7 @@ func (c *converter) text(s string, p place) (any, bool) {
 // quoted shows a value in a message, unless it is secret.
 func (c *converter) quoted(s string) string {
 	if c.secret {
-		return "the value"
+		return "this value"
 	}
 	if len(s) > 80 {
 		s = s[:80] + "..."
@@ -334,7 +334,7 @@ func (c *converter) object(v cty.Value, want cty.Type, p place) (any, bool) {
 		key, item := it.Element()
 		name := key.AsString()
 		if !want.HasAttribute(name) {
-			c.fail(p.key(name), "%s has no %q%s", c.name, name, suggestion(name, attributeNames(want)))
+			c.fail(place{at: p.keyName(name)}, "%s has no %q%s", c.name, name, suggestion(name, attributeNames(want)))
 			good = false
 			continue
 		}

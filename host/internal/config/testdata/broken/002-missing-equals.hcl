@@ -1,0 +1,6 @@
+log {
+  level "debug"
+}
+queue {
+  expire_after = "9x"
+}

@@ -1,0 +1,4 @@
+log {
+  level = "debug"
+  level = "info"
+}

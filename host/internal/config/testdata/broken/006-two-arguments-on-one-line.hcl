@@ -1,0 +1,1 @@
+log { level = "info", json = true }

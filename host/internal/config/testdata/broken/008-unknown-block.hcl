@@ -1,0 +1,3 @@
+recieve_connector "a" {
+  listen = ["127.0.0.1:26"]
+}

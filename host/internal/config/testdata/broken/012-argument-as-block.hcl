@@ -1,0 +1,5 @@
+receive_connector "a" {
+  listen = ["127.0.0.1:26"]
+  remote {
+  }
+}

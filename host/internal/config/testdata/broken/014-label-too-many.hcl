@@ -1,0 +1,2 @@
+accepted_domain "a.example" "b.example" {}
+host "edge" {}

@@ -1,0 +1,6 @@
+receive_connector "a" {
+  listen = ["127.0.0.1:26"]
+  limits {
+    max_recipient = 5
+  }
+}

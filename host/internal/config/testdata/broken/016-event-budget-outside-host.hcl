@@ -1,0 +1,3 @@
+event_budget {
+  connect = "10s"
+}

@@ -1,0 +1,15 @@
+directory "corp" {
+  file = "recipients.csv"
+  ldap {
+    url = "ldaps://dc.example.org"
+  }
+}
+agent "fake" {
+  priority = 10
+  version  = "~> 1.2"
+  sandbox {
+    connect = ["unix:/run/x"]
+  }
+}
+canary {
+}

@@ -1,0 +1,4 @@
+queue {
+  max_per_hop     = "20"
+  max_connections = "many"
+}

@@ -1,0 +1,3 @@
+receive_connector "a" {
+  listen = "127.0.0.1:26"
+}

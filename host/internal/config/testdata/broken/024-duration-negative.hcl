@@ -1,0 +1,4 @@
+queue {
+  retry_interval  = "-5m"
+  glitch_interval = "0s"
+}

@@ -1,0 +1,8 @@
+host {
+  name     = ""
+  data_dir = ""
+}
+receive_connector "a" {
+  listen      = []
+  permissions = []
+}

@@ -1,0 +1,6 @@
+host {
+  name = env("POSTERN_NAME")
+}
+log {
+  level = env("POSTERN_LEVEL", "loud")
+}

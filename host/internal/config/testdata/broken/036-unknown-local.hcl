@@ -1,0 +1,7 @@
+locals {
+  hubs = ["10.30.0.11"]
+}
+receive_connector "a" {
+  listen = ["127.0.0.1:26"]
+  remote = local.hub
+}

@@ -1,0 +1,8 @@
+locals {
+  a = "info"
+}
+locals "x" {
+  a = "debug"
+  b {
+  }
+}

@@ -1,0 +1,6 @@
+tls "a" {
+  certificate = "tls/good.crt"
+}
+tls "b" {
+  key = "tls/good.key"
+}

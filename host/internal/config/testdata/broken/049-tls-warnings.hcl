@@ -1,0 +1,4 @@
+tls "expired" {
+  certificate = "tls/expired.crt"
+  key         = "tls/readable.key"
+}

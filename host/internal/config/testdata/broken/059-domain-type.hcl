@@ -1,0 +1,3 @@
+accepted_domain "a.example" {
+  type = "autoritative"
+}

@@ -1,0 +1,4 @@
+send_connector "out" {
+  address_spaces = ["x.example"]
+  lmtp           = "/run/lmtp.sock"
+}

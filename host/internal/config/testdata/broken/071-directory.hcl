@@ -1,0 +1,8 @@
+directory "a" {
+  file = "recipients.csv"
+}
+directory "b" {
+  file = "prefixes.txt"
+}
+directory "c" {
+}

@@ -1,0 +1,4 @@
+host {
+  name     = "edge.example.org"
+  data_dir = "prefixes.txt"
+}

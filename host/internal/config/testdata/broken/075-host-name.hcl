@@ -1,0 +1,5 @@
+host {
+  name                  = "*.example.org"
+  postmaster            = "postmaster"
+  internal_smtp_servers = ["hub.example.org"]
+}

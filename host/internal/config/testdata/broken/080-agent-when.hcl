@@ -1,0 +1,8 @@
+agent "fake" {
+  priority = 10
+  when {
+    connectors = ["base", "bass"]
+    traffic    = ["extern"]
+    max_size   = "big"
+  }
+}

@@ -1,0 +1,4 @@
+agent "fake" {
+  priority = 10
+  grants   = ["reject", "quarantene", "everything"]
+}

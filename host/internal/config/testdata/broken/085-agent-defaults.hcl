@@ -1,0 +1,7 @@
+agent_defaults {
+  timeout  = "5s"
+  priority = 10
+  timeout {
+    message = "1s"
+  }
+}

@@ -1,0 +1,7 @@
+agent "fake" {
+  priority = 10
+  config {
+    dnsbls "zen.example" {
+    }
+  }
+}

@@ -1,0 +1,6 @@
+agent "fake" {
+  priority = 10
+  config {
+    threshold = 1.5
+  }
+}

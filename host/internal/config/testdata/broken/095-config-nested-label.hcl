@@ -1,0 +1,9 @@
+agent "fake" {
+  priority = 10
+  config {
+    dnsbl {
+    }
+    dnsbl "a" "b" {
+    }
+  }
+}

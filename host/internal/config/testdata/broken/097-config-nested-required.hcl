@@ -1,0 +1,11 @@
+agent "fake" {
+  priority = 10
+  config {
+    dnsbl "zen.example" {
+      retry {
+      }
+    }
+    report {
+    }
+  }
+}

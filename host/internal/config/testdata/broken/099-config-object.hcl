@@ -1,0 +1,9 @@
+agent "fake" {
+  priority = 10
+  config {
+    limits = {
+      soft = 1
+      hart = 2
+    }
+  }
+}

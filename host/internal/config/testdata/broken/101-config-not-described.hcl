@@ -1,0 +1,6 @@
+agent "silent" {
+  priority = 10
+}
+agent "muddled" {
+  priority = 11
+}

@@ -1,0 +1,4 @@
+log {
+  level = "in	f[31mö"
+  json	= "日本語", 
+}
