@@ -3,11 +3,16 @@
 package dsn
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/queue"
+	"github.com/posternmail/postern/sdk/address"
 )
+
+// maxOriginal is the size in bytes up to which the original message is returned whole.
+const maxOriginal = 10 << 20
 
 // Kind of notification: the Action field of its recipients (RFC 3464 section 2.3.3).
 type Kind string
@@ -17,8 +22,8 @@ const (
 	Failure  Kind = "failed"
 	Delay    Kind = "delayed"
 	Success  Kind = "delivered"
-	Relayed  Kind = "relayed"
-	Expanded Kind = "expanded"
+	Relayed  Kind = "relayed"  // taken by a next hop that will not report
+	Expanded Kind = "expanded" // a group, to its members
 )
 
 // Request says what is to be reported.
@@ -34,8 +39,92 @@ type Request struct {
 	Expires    time.Time // of the notification itself
 }
 
-// Compose makes the item that tells the sender. It is nil where nothing is owed: a null sender, or no recipient
-// whose NOTIFY asks for this kind (RFC 3461 section 4.1; without NOTIFY: failures and delays).
+// Owed reports whether the sender is to hear of kind for r: as NOTIFY says, and without it of failures and delays
+// (RFC 3461 section 4.1).
+func Owed(kind Kind, r *envelope.Recipient) bool {
+	n := r.Notify
+	if n == 0 {
+		n = envelope.NotifyFailure | envelope.NotifyDelay
+	}
+	switch {
+	case n&envelope.NotifyNever != 0:
+		return false
+	case kind == Failure:
+		return n&envelope.NotifyFailure != 0
+	case kind == Delay:
+		return n&envelope.NotifyDelay != 0
+	}
+	return n&envelope.NotifySuccess != 0
+}
+
+// Compose makes the item that tells the sender. It is nil where nothing is owed: a null sender, which includes
+// every notification, or no recipient that is owed this kind.
 func Compose(r Request) *queue.Item {
-	return nil
+	sender := r.Item.Mail.Sender.Address
+	if sender.IsNull() {
+		return nil
+	}
+	var owed []*envelope.Recipient
+	for _, rcpt := range r.Recipients {
+		if Owed(r.Kind, rcpt) {
+			owed = append(owed, rcpt)
+		}
+	}
+	if len(owed) == 0 {
+		return nil
+	}
+	r.Recipients = owed
+	id := queue.ChildID(r.Item, "dsn "+strconv.Itoa(r.Item.Attempts), r.Ordinal)
+	return r.item(id, newReport(r, id))
+}
+
+// item is the notification, ready for the queue.
+func (r *Request) item(id string, rep *report) *queue.Item {
+	header, body := rep.message()
+	m := &envelope.Mail{
+		ID: id,
+		// RFC 3461 section 6.1: the null sender, and no notification but NEVER.
+		Sender:         envelope.Sender{SMTPUTF8: rep.unicode},
+		Traffic:        backwards(r.Item.Mail.Traffic),
+		Header:         header,
+		OriginalHeader: header,
+		Body:           envelope.MemoryBody(body),
+	}
+	m.OriginalBody = m.Body
+	if rep.eightBit {
+		m.Sender.BodyType = "8BITMIME"
+	}
+	m.AddRecipient(&envelope.Recipient{Address: r.Item.Mail.Sender.Address, Notify: envelope.NotifyNever})
+	return &queue.Item{
+		ID:       id,
+		Message:  id,
+		Parent:   r.Item.ID,
+		Origin:   queue.OriginDSN,
+		Session:  envelope.Session{ID: r.Item.Session.ID, Trust: envelope.OwnServer, Started: r.Now},
+		Mail:     m,
+		Received: r.Now,
+		Next:     r.Now,
+		Expires:  r.Expires,
+	}
+}
+
+// backwards is the class of the answer to a message of class t.
+func backwards(t envelope.Traffic) envelope.Traffic {
+	switch t {
+	case envelope.External:
+		return envelope.Outbound
+	case envelope.Outbound, envelope.Internal:
+		return envelope.Internal
+	}
+	return envelope.UnknownTraffic
+}
+
+// allASCII reports whether the addresses need no internationalized form.
+func allASCII(list ...address.Mailbox) bool {
+	for _, m := range list {
+		if !m.IsASCII() {
+			return false
+		}
+	}
+	return true
 }
