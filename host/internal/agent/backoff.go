@@ -47,15 +47,14 @@ type history struct {
 // next answers with the delay before the start that follows a process which lived for uptime (0: it did not
 // become ready).
 func (h *history) next(uptime time.Duration) time.Duration {
-	switch last := h.limit(); {
+	switch healthy := uptime >= healthyShare*max(h.limit(), h.First); {
 	case uptime >= h.Reset:
-		h.failures = 0
-	case h.failures > 1 && uptime >= healthyShare*last:
-		h.failures -= 2
-	case h.failures > 0 && uptime >= healthyShare*last:
-		h.failures--
+		h.failures = 1
+	case healthy:
+		h.failures = max(h.failures-1, 1)
+	case h.limit() < h.Max:
+		h.failures++
 	}
-	h.failures++
 	limit := h.limit()
 	if limit == 0 {
 		return 0

@@ -249,22 +249,26 @@ func (b *bodies) credit(ticket string, n uint64) {
 	}
 }
 
-// store keeps a chunk of an upload. It reports whether more is wanted.
+// store keeps a chunk of an upload. It reports whether the agent may send as much again: one that was given up
+// is read to its end, or the agent would wait for credit for ever.
 func (b *bodies) store(ticket string, chunk *agentpb.Chunk) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	u := b.upload(ticket)
-	if u == nil || u.body != nil || u.err != nil {
+	if u == nil || u.err != nil {
+		return !chunk.GetLast()
+	}
+	if u.body != nil {
 		return false
 	}
 	data := chunk.GetData()
 	if u.size+int64(len(data)) > maxUpload || b.held+int64(len(data)) > maxUploads {
 		b.finishUpload(u, fmt.Errorf("upload %q is too large", printable(ticket)))
-		return false
+		return true
 	}
 	if err := u.append(b.process.o.RunDir, data); err != nil {
 		b.finishUpload(u, err)
-		return false
+		return true
 	}
 	b.held += int64(len(data))
 	if chunk.GetLast() {
@@ -285,8 +289,8 @@ func (b *bodies) upload(ticket string) *upload {
 
 // append adds octets.
 func (u *upload) append(dir string, data []byte) error {
-	u.size += int64(len(data))
-	if u.file == nil && u.size <= uploadInMemory {
+	if u.file == nil && u.size+int64(len(data)) <= uploadInMemory {
+		u.size += int64(len(data))
 		u.mem = append(u.mem, data...)
 		return nil
 	}
@@ -298,6 +302,7 @@ func (u *upload) append(dir string, data []byte) error {
 	if _, err := u.file.Write(data); err != nil {
 		return fmt.Errorf("keeping an upload: %w", err)
 	}
+	u.size += int64(len(data))
 	return nil
 }
 
@@ -402,7 +407,7 @@ func sealed(octets []byte) (*os.File, error) {
 		return nil, fmt.Errorf("making a descriptor for a body: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), "body")
-	if _, err := file.Write(octets); err != nil {
+	if _, err := file.WriteAt(octets, 0); err != nil { // the offset stays at the start, for who reads
 		file.Close()
 		return nil, fmt.Errorf("copying a body: %w", err)
 	}

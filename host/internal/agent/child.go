@@ -34,15 +34,18 @@ type child struct {
 	stderr   *os.File
 	exited   chan struct{} // closed when the process has been reaped
 	state    string        // how it ended; valid after exited
+	killed   bool          // by SIGKILL; valid after exited
 	output   sync.WaitGroup
 
 	mu   sync.Mutex
 	gone bool // its pid may belong to a stranger from now on
+	ours bool // the host sent SIGKILL while it lived; fixed after exited
 }
 
-// spawn starts a command with an environment of exactly env. stdout and stderr read its output until it ends.
-func spawn(command, env []string, stdout, stderr func(*os.File)) (*child, error) {
+// spawn starts a command with an environment of exactly env. Its output must be read, with read, both ways.
+func spawn(command, env []string) (*child, error) {
 	c := &child{exited: make(chan struct{})}
+	c.output.Add(2)
 	theirs, err := c.plumb()
 	defer closeAll(theirs)
 	if err != nil {
@@ -58,8 +61,6 @@ func spawn(command, env []string, stdout, stderr func(*os.File)) (*child, error)
 		c.close()
 		return nil, err
 	}
-	c.read(c.stdout, stdout)
-	c.read(c.stderr, stderr)
 	return c, nil
 }
 
@@ -149,12 +150,13 @@ func (c *child) reap() {
 	_ = c.stderr.SetReadDeadline(deadline)
 	c.output.Wait()
 	c.state = c.cmd.ProcessState.String()
+	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	c.killed = ok && status.Signaled() && status.Signal() == unix.SIGKILL
 	close(c.exited)
 }
 
 // read gives one output of the process to f until it ends.
 func (c *child) read(file *os.File, f func(*os.File)) {
-	c.output.Add(1)
 	go func() {
 		defer c.output.Done()
 		f(file)
@@ -166,6 +168,7 @@ func (c *child) signal(sig unix.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.gone {
+		c.ours = c.ours || sig == unix.SIGKILL
 		_ = unix.Kill(-c.pid, sig)
 	}
 }

@@ -246,22 +246,35 @@ func (s *stream) sentCount() int {
 	return n
 }
 
-// guiltyTwice is how many deaths an event may cause: at one more it is not tried again.
-const guiltyTwice = 2
+// How guilt is measured: an event guilty of two deaths is poison. A SIGKILL that the host did not send comes from
+// outside, mostly, and only now and then from the kernel because of the event: it counts half.
+const (
+	guiltOfDeath = 2
+	guiltOfKill  = 1
+	guiltOfTwo   = 2 * guiltOfDeath
+)
 
 // suspect queues an event to be tried again alone, or ends it as poison.
 func (a *Agent) suspect(s *stream, f *flight, alone bool, failure *Failure) {
 	f.close(s, failure)
 	if alone {
-		f.guilt++
+		f.guilt += s.process.guilt(failure.Kind)
 		f.evidence = append(f.evidence, s.process.evidence(failure))
 	}
-	if f.guilt < guiltyTwice {
+	if f.guilt < guiltOfTwo {
 		// Behind the others: the innocent are through before a guilty one kills again.
 		a.suspects = append(a.suspects, f)
 		return
 	}
 	a.end(f, &Failure{Kind: Poison, Detail: failure.Detail, Evidence: strings.Join(f.evidence, "\n")})
+}
+
+// guilt of an event that was alone in flight when the process ended.
+func (p *process) guilt(kind FailureKind) int {
+	if kind == Died && p.killedFromOutside() {
+		return guiltOfKill
+	}
+	return guiltOfDeath
 }
 
 // evidence is what is known of the death of a process.

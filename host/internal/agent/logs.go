@@ -83,11 +83,13 @@ func (l *logs) admit(now time.Time) bool {
 		l.report()
 		l.second, l.lines = now, 0
 	}
-	if l.lines++; l.lines > maxLinesSecond {
-		l.suppressed++
-		return false
+	if l.lines++; l.lines <= maxLinesSecond {
+		return true
 	}
-	return true
+	if l.suppressed++; l.suppressed == 1 {
+		time.AfterFunc(time.Second, l.flush)
+	}
+	return false
 }
 
 // report logs how many lines were suppressed.
@@ -183,21 +185,22 @@ func parseJSON(line []byte) (entry, bool) {
 	}
 	e.message = take(object, messageKeys)
 	take(object, timeKeys)
-	take(object, hostKeys)
+	for _, key := range hostKeys {
+		delete(object, key)
+	}
 	e.pairs = pairs(object)
 	return e, true
 }
 
-// take removes keys from an object and answers with the text of the first that is there.
+// take removes the first of keys that is in an object, and answers with its text.
 func take(object map[string]any, keys []string) string {
-	text := ""
-	for _, key := range slices.Backward(keys) {
+	for _, key := range keys {
 		if value, ok := object[key]; ok {
-			text = textOf(value)
 			delete(object, key)
+			return textOf(value)
 		}
 	}
-	return text
+	return ""
 }
 
 // pairs makes hclog's arguments of what is left of an object, in the order of the keys.

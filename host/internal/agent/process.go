@@ -51,9 +51,10 @@ const socketName = len("/plugin4294967295")
 
 // Times that stopping may take.
 const (
-	drainGrace = 5 * time.Second         // for the answer to Drain
-	exitGrace  = 2500 * time.Millisecond // from go-plugin's Shutdown to SIGTERM; go-plugin itself waits 2 s
-	killGrace  = 5 * time.Second         // from SIGKILL to giving up on the kernel
+	drainGrace = 5 * time.Second // for the answer to Drain
+	exitGrace  = 5 * time.Second // from go-plugin's Shutdown to SIGTERM
+	termGrace  = 5 * time.Second // from SIGTERM to SIGKILL
+	killGrace  = 5 * time.Second // from SIGKILL to giving up on the kernel
 )
 
 // process is one launched or attached process of an agent, connected and, once it is up, configured.
@@ -158,6 +159,20 @@ func (p *process) exitState(wait time.Duration) string {
 	}
 }
 
+// killedFromOutside reports whether a SIGKILL that was not ours ended the process.
+func (p *process) killedFromOutside() bool {
+	if p.runner == nil {
+		return false
+	}
+	c := p.runner.started()
+	select {
+	case <-c.exited:
+		return c.killed && !c.ours
+	default:
+		return false
+	}
+}
+
 // launch starts the process and shakes hands.
 func (p *process) launch(ctx context.Context) error {
 	if err := p.step(ctx, "preparing", p.prepare); err != nil {
@@ -166,9 +181,7 @@ func (p *process) launch(ctx context.Context) error {
 	if err := p.step(ctx, "starting", p.start); err != nil {
 		return err
 	}
-	c := p.runner.started()
-	p.label += " pid " + strconv.Itoa(c.pid)
-	p.logs.with("pid", c.pid)
+	p.label += " pid " + p.runner.ID()
 	return nil
 }
 

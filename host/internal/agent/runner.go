@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin/runner"
@@ -21,9 +20,6 @@ import (
 // maxForeignLines is how many lines a process may print before its handshake line. A print in an initializer is
 // common and harmless.
 const maxForeignLines = 20
-
-// termGrace is how long a process has between SIGTERM and SIGKILL.
-const termGrace = 5 * time.Second
 
 // handshakeLine is what go-plugin understands: core version, protocol version, network, address, protocol and,
 // optionally, more.
@@ -66,11 +62,14 @@ func (r *agentRunner) Start(context.Context) error {
 	if r.stopped {
 		return errors.New("stopped before it started")
 	}
-	c, err := spawn(r.command, r.env, r.readStdout, func(f *os.File) { r.logs.readErrors(f) })
+	c, err := spawn(r.command, r.env)
 	if err != nil {
 		return err
 	}
 	r.child = c
+	r.logs.with("pid", c.pid)
+	c.read(c.stdout, r.readStdout)
+	c.read(c.stderr, func(f *os.File) { r.logs.readErrors(f) })
 	go func() {
 		<-c.exited
 		_ = r.ended.Close()
@@ -151,20 +150,9 @@ func (r *agentRunner) Wait(context.Context) error {
 	return nil
 }
 
-// Kill implements runner.AttachedRunner: SIGTERM for the group and, if that is not enough, SIGKILL.
-func (r *agentRunner) Kill(context.Context) error {
-	c := r.started()
-	if c == nil {
-		return nil
-	}
-	c.signal(unix.SIGTERM)
-	watchdog := time.AfterFunc(termGrace, func() { c.signal(unix.SIGKILL) })
-	go func() {
-		<-c.exited
-		watchdog.Stop()
-	}()
-	return nil
-}
+// Kill implements runner.AttachedRunner. It does nothing: go-plugin calls it two seconds after it asked the
+// process to end, which is short for one that cleans up. process.stop knows better, and is never without end.
+func (r *agentRunner) Kill(context.Context) error { return nil }
 
 // destroy ends the process at once, or keeps it from being started.
 func (r *agentRunner) destroy() {

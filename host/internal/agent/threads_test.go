@@ -1,0 +1,27 @@
+package agent
+
+import (
+	"runtime"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/posternmail/postern/sdk/agentpb"
+)
+
+// lockAndEndThread runs f on a thread that ends with it.
+func lockAndEndThread(f func()) {
+	runtime.LockOSThread()
+	f()
+}
+
+func numGoroutine() int { return runtime.NumGoroutine() }
+
+// appendHeader appends an event with a header of n bytes.
+func appendHeader(b []byte, n int) []byte {
+	e := &agentpb.Event{Headers: []*agentpb.HeaderField{{Name: []byte("Subject"), Value: make([]byte, n)}}}
+	b, err := proto.MarshalOptions{}.MarshalAppend(b, e)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
