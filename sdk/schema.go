@@ -228,7 +228,7 @@ func defaultJSON(t reflect.Type, text string) (string, error) {
 		if _, plain := time.ParseDuration(text); plain != nil {
 			var d time.Duration
 			d, err = ParseDuration(text)
-			v = strings.TrimSuffix(strings.TrimSuffix(d.String(), "0s"), "0m")
+			v = shortDuration(d)
 		}
 	case t == reflect.TypeFor[Size]():
 		v, err = ParseSize(text)
@@ -265,4 +265,16 @@ func defaultList(elem reflect.Type, text string) (string, error) {
 
 func isJSONScalar(t reflect.Type) bool {
 	return t.Kind() >= reflect.Bool && t.Kind() <= reflect.Float64 && !reflect.PointerTo(t).Implements(textUnmarshaler)
+}
+
+// shortDuration is "864h" where the standard library writes "864h0m0s".
+func shortDuration(d time.Duration) string {
+	text := d.String()
+	if short, ok := strings.CutSuffix(text, "m0s"); ok {
+		text = short + "m"
+	}
+	if short, ok := strings.CutSuffix(text, "h0m"); ok {
+		text = short + "h"
+	}
+	return text
 }

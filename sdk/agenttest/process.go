@@ -37,12 +37,13 @@ type process struct {
 	cancel   context.CancelFunc
 	answers  chan *agentpb.EventsResponse
 	dir      string
+	stateDir string
 	nextID   uint64
 }
 
 // launch starts command with the environment of a host and waits for its handshake.
 func launch(command []string, environment []string, stateDir string) (p *process, err error) {
-	p = &process{stderr: new(lockedBuffer), side: -1, answers: make(chan *agentpb.EventsResponse, 1024)}
+	p = &process{stderr: new(lockedBuffer), side: -1, stateDir: stateDir, answers: make(chan *agentpb.EventsResponse, 1024)}
 	defer func() {
 		if err != nil {
 			p.kill()
