@@ -1,0 +1,234 @@
+package test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/posternmail/postern/test/rig"
+)
+
+// relay is a host that passes everything on to a next hop.
+func relay(nextHop string) string {
+	return fmt.Sprintf(`
+host {
+  name     = "edge.example"
+  data_dir = "{dir}/data"
+  max_hops = 100
+}
+log {
+  level = "warn"
+}
+receive_connector "in" {
+  listen      = ["{addr}"]
+  permissions = ["anonymous"]
+  limits {
+    max_protocol_errors = 1000
+  }
+}
+accepted_domain "example.org" {
+  type = "internal_relay"
+}
+send_connector "next" {
+  address_spaces = ["*"]
+  smart_hosts    = [%q]
+}
+`, nextHop)
+}
+
+// corpusMail lists every message of the mail and MIME corpora with CRLF line ends.
+func corpusMail(t *testing.T) map[string][]byte {
+	t.Helper()
+	corpora := rig.Corpora(t)
+	dir := t.TempDir()
+	archives, err := filepath.Glob(filepath.Join(corpora, "m*", "handout.tar.xz"))
+	if err != nil || len(archives) == 0 {
+		t.Fatalf("no archives in the corpora: %v", err)
+	}
+	for _, a := range archives {
+		to := filepath.Join(dir, filepath.Base(filepath.Dir(a)))
+		if err := os.MkdirAll(to, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("tar", "-xJf", a, "-C", to).CombinedOutput(); err != nil {
+			t.Fatalf("unpacking %s: %v\n%s", a, err, out)
+		}
+	}
+	mails := map[string][]byte{}
+	for _, root := range []string{dir, corpora} {
+		err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !isMail(root, path) {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			mails[path] = canonical(b)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return mails
+}
+
+// isMail picks the messages among the files of the corpora.
+func isMail(root, path string) bool {
+	rel, _ := filepath.Rel(root, path)
+	corpus, _, _ := strings.Cut(rel, string(filepath.Separator))
+	if !strings.HasPrefix(corpus, "mail-") && !strings.HasPrefix(corpus, "mime-") {
+		return false
+	}
+	switch filepath.Ext(path) {
+	case ".xz", ".tsv", ".xml", ".md", ".json", ".py", ".mbox":
+		return false
+	}
+	switch filepath.Base(path) {
+	case "SOURCE.txt", "LICENSE", "INDEX.md":
+		return false
+	}
+	return true
+}
+
+// canonical strips an mbox line and makes every line end CRLF, as a client that sends mail must.
+func canonical(b []byte) []byte {
+	if bytes.HasPrefix(b, []byte("From ")) {
+		_, b, _ = bytes.Cut(b, []byte("\n"))
+	}
+	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n"))
+	b = bytes.ReplaceAll(b, []byte("\r"), []byte("\n"))
+	b = bytes.ReplaceAll(b, []byte("\n"), []byte("\r\n"))
+	if !bytes.HasSuffix(b, []byte("\r\n")) {
+		b = append(b, "\r\n"...)
+	}
+	return b
+}
+
+// TestCorporaUnchanged sends every message of the corpora through the host. Each arrives octet for octet below
+// the header fields that the host put in front, or is refused with a reason that is true of it.
+func TestCorporaUnchanged(t *testing.T) {
+	mails := corpusMail(t)
+	sink := rig.StartSink(t)
+	h := rig.Start(t, relay(sink.Addr))
+	var (
+		c       *rig.Client
+		sent    = map[string][]byte{} // by recipient
+		names   = map[string]string{}
+		refused = map[string]int{}
+	)
+	for name, m := range mails {
+		if c == nil {
+			c = h.Greeted()
+		}
+		rcpt := fmt.Sprintf("m%d@example.org", len(names))
+		names[rcpt] = name
+		c.Do("MAIL FROM:<corpus@sender.example> BODY=8BITMIME", "250")
+		c.Do("RCPT TO:<"+rcpt+">", "250")
+		reply := c.Data(string(m))
+		switch {
+		case strings.HasPrefix(reply, "250"):
+			sent[rcpt] = m
+		case mayRefuse(m, reply):
+			refused[reply[:min(len(reply), 40)]]++
+		default:
+			t.Errorf("%s is refused: %s", filepath.Base(name), reply)
+		}
+		if strings.HasPrefix(reply, "421") || len(names)%500 == 0 {
+			_ = c.Conn.Close()
+			c = nil
+		}
+	}
+	h.WaitFor(fmt.Sprintf("%d messages at the next hop", len(sent)), func() bool { return len(sink.Messages()) >= len(sent) })
+	for _, got := range sink.Messages() {
+		rcpt := strings.TrimPrefix(got.To[0], "RCPT TO:<")
+		rcpt, _, _ = strings.Cut(rcpt, ">")
+		if !strings.HasSuffix(got.Content, string(sent[rcpt])) {
+			t.Errorf("%s has changed on its way", filepath.Base(names[rcpt]))
+			continue
+		}
+		if added := strings.TrimSuffix(got.Content, string(sent[rcpt])); !strings.HasPrefix(added, "Received: ") || strings.Contains(added, "\r\n\r\n") {
+			t.Errorf("%s: unexpected octets in front: %.200q", filepath.Base(names[rcpt]), added)
+		}
+	}
+	t.Logf("%d messages: %d arrived unchanged, refused: %v", len(mails), len(sent), refused)
+}
+
+// mayRefuse reports whether a refusal is true of the message: NUL or an over-long line in its header, a header
+// larger than the limit.
+func mayRefuse(m []byte, reply string) bool {
+	header, _, found := bytes.Cut(m, []byte("\r\n\r\n"))
+	if !found {
+		header = m
+	}
+	if !strings.HasPrefix(reply, "5") {
+		return false
+	}
+	if bytes.IndexByte(header, 0) >= 0 || len(header) > 256<<10 {
+		return true
+	}
+	for _, line := range bytes.Split(header, []byte("\r\n")) {
+		if len(line) > 998 {
+			return true
+		}
+	}
+	return false
+}
+
+// TestSmugglingForms sends every end-of-data form of the smuggling corpora, followed by a second message. Each is
+// refused, or the next hop gets just what was sent, as one message.
+func TestSmugglingForms(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(rig.Corpora(t), "smtp-smuggling", "eod-sequences.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var forms []map[string]any
+	if err := json.Unmarshal(b, &forms); err != nil {
+		t.Fatal(err)
+	}
+	sink := rig.StartSink(t)
+	h := rig.Start(t, relay(sink.Addr))
+	for i, form := range forms {
+		sequence, real := endOfData(t, form)
+		name := fmt.Sprintf("form %d %q", i, sequence)
+		before := len(sink.Messages())
+		c := h.Greeted()
+		c.Do("MAIL FROM:<a@sender.example>", "250")
+		c.Do("RCPT TO:<b@example.org>", "250")
+		c.Do("DATA", "354")
+		c.Raw("Subject: first\r\n\r\nbody" + sequence +
+			"MAIL FROM:<smuggled@sender.example>\r\nRCPT TO:<b@example.org>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n")
+		reply := c.Reply()
+		if real {
+			continue // a true end: what follows are commands like any others
+		}
+		if !strings.HasPrefix(reply, "5") {
+			h.WaitFor(name+" at the next hop", func() bool { return len(sink.Messages()) > before })
+		}
+		_ = c.Conn.Close()
+		for _, m := range sink.Messages()[before:] {
+			if strings.Contains(m.From, "smuggled") {
+				t.Errorf("%s: a message was smuggled; the reply was %q", name, reply)
+			}
+		}
+	}
+}
+
+// endOfData reads one form of the corpus: the octets, and whether they truly end the data.
+func endOfData(t *testing.T, form map[string]any) (string, bool) {
+	t.Helper()
+	text, _ := form["eod_b64"].(string)
+	sequence, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(sequence) == 0 {
+		t.Fatalf("form %v is not understood: %v", form, err)
+	}
+	real, _ := form["contains_real_eod"].(bool)
+	return string(sequence), real
+}
