@@ -27,8 +27,12 @@ func (p *pass) spawn(spawns []pipeline.Spawn) {
 	}
 }
 
-// spawned is nil when no recipient is an address; the pipeline has checked them.
-func (p *pass) spawned(s pipeline.Spawn) *queue.Item {
+// spawned is the item of a message that an agent made at this pass.
+func (p *pass) spawned(s pipeline.Spawn) *queue.Item { return p.Spawned(p.item, s) }
+
+// Spawned is the item of a message that an agent made of parent. It is nil when no recipient is an address,
+// which the pipeline has checked.
+func (c *Categorizer) Spawned(parent *queue.Item, s pipeline.Spawn) *queue.Item {
 	sender, err := address.Parse(s.Sender)
 	if err != nil {
 		return nil
@@ -45,18 +49,20 @@ func (p *pass) spawned(s pipeline.Spawn) *queue.Item {
 			continue
 		}
 		m.AddRecipient(&envelope.Recipient{Address: rcpt})
-		if p.accepted.find(rcpt.Domain) == nil {
+		if c.accepted.find(rcpt.Domain) == nil {
 			m.Traffic = envelope.Outbound
 		}
 	}
 	if len(m.Recipients) == 0 {
 		return nil
 	}
-	item := p.child(s.Cause, s.Ordinal, m)
+	now := c.now()
+	item := &queue.Item{
+		ID: queue.ChildID(parent, s.Cause, s.Ordinal), Parent: parent.ID, Origin: queue.OriginSpawn, Mail: m,
+		Depth: parent.Depth + 1, Durable: s.Durable, Agent: s.Agent,
+		Session:  envelope.Session{ID: parent.Session.ID, Trust: envelope.OwnServer, Started: now},
+		Received: now, Next: now, Expires: now.Add(c.config.Queue.ExpireAfter),
+	}
 	m.ID, item.Message = item.ID, item.ID
-	item.Origin, item.Prefix, item.Stamps = queue.OriginSpawn, nil, nil
-	item.Depth, item.Durable, item.Agent = p.item.Depth+1, s.Durable, s.Agent
-	item.Session = envelope.Session{ID: p.item.Session.ID, Trust: envelope.OwnServer, Started: p.started}
-	item.Received, item.Expires = p.started, p.started.Add(p.config.Queue.ExpireAfter)
-	return &item
+	return item
 }

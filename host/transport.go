@@ -1,0 +1,302 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/posternmail/postern/host/internal/categorizer"
+	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/delivery"
+	"github.com/posternmail/postern/host/internal/dsn"
+	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/host/internal/pipeline"
+	"github.com/posternmail/postern/host/internal/queue"
+	"github.com/posternmail/postern/host/internal/tracking"
+	"github.com/posternmail/postern/sdk/agentpb"
+)
+
+// transport is the path of a message right of the 250 line. It may only deliver, wait, quarantine, drop or
+// report. Whatever ends it, the item is in the queue as it was before, and is worked on again.
+type transport struct {
+	config      *config.Config
+	queue       *queue.Queue
+	categorizer *categorizer.Categorizer
+	delivery    *delivery.Delivery
+	pipeline    *pipeline.Pipeline
+	ledger      tracking.Ledger
+	log         hclog.Logger
+	now         func() time.Time
+
+	working sync.WaitGroup
+}
+
+// run works on what is due until ctx ends, then waits for the work under way.
+func (t *transport) run(ctx context.Context) {
+	defer t.working.Wait()
+	for {
+		item, err := t.queue.Due(ctx)
+		if err != nil {
+			return // ctx has ended
+		}
+		t.working.Go(func() {
+			if err := t.process(ctx, item); err != nil {
+				t.log.Error("message goes back to the queue", "item", item.ID, "error", err)
+				t.queue.Return(item)
+			}
+		})
+	}
+}
+
+// process takes one item as far as it goes now. This is the whole path.
+func (t *transport) process(ctx context.Context, item *queue.Item) error {
+	if item.Expires.Before(t.now()) {
+		return t.expire(item)
+	}
+	if item.Routed && t.delivery.Knows(item.Hop) {
+		return t.deliver(ctx, item)
+	}
+	result, err := t.categorizer.Process(ctx, item)
+	switch {
+	case err != nil:
+		return fmt.Errorf("categorizing: %w", err)
+	case result.Item == nil:
+		return t.queue.Replace(item, result.Children...)
+	case straight(result) && t.queue.Advance(item.ID, result.Item.Hop):
+		return t.deliver(ctx, result.Item)
+	}
+	return t.queue.Record(result.Item, result.Children...)
+}
+
+// straight reports whether the item may be delivered without being recorded first: categorizing it again after
+// a crash comes to the same.
+func straight(r categorizer.Result) bool {
+	return r.Item.Routed && r.Item.State == queue.Ready && len(r.Children) == 0
+}
+
+// deliver makes one attempt and records what has become of each recipient, with the notifications owed.
+func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
+	results := t.delivery.Deliver(ctx, item)
+	if ctx.Err() != nil && !anyFinal(results) {
+		t.queue.Return(item) // the host ends; nothing has happened
+		return nil
+	}
+	now := t.now()
+	delivery.Apply(item, results)
+	item.Attempts++
+	item.Next = t.queue.NextAttempt(item, now)
+	if item.Next.After(item.Expires) {
+		t.giveUp(item)
+	}
+	reports := t.reports(item, now)
+	settle(item)
+	if err := t.queue.Record(item, reports...); err != nil {
+		return fmt.Errorf("recording the delivery: %w", err)
+	}
+	t.track(item, results, reports)
+	return nil
+}
+
+func anyFinal(results []delivery.Result) bool {
+	for _, r := range results {
+		if r.State != envelope.Pending || r.InDoubt {
+			return true
+		}
+	}
+	return false
+}
+
+// settle ends an item of which no recipient is left to be delivered.
+func settle(item *queue.Item) {
+	item.LastError = ""
+	item.State = queue.Done
+	for _, r := range item.Mail.Recipients {
+		if r.State == envelope.Pending {
+			item.State = queue.Ready
+			item.LastError = r.Reply.String()
+		}
+	}
+}
+
+// expire ends an item whose time is over: its pending recipients have failed. What must not vanish is parked.
+func (t *transport) expire(item *queue.Item) error {
+	now := t.now()
+	if item.Durable {
+		item.State, item.Reason = queue.Parked, "expired: "+item.LastError
+		t.ledger.Write(t.line(tracking.Poison, item))
+		return t.queue.Record(item)
+	}
+	before := pending(item)
+	t.giveUp(item)
+	reports := t.reports(item, now)
+	settle(item)
+	if err := t.queue.Record(item, reports...); err != nil {
+		return fmt.Errorf("recording the expiry: %w", err)
+	}
+	rec := t.line(tracking.Fail, item)
+	rec.Reason = "expired"
+	for _, r := range before {
+		rec.Recipients = append(rec.Recipients, status(r, "failed"))
+	}
+	t.ledger.Write(rec)
+	t.trackReports(item, reports)
+	return nil
+}
+
+// giveUp fails the pending recipients (RFC 3463: X.4.7, delivery time expired).
+func (t *transport) giveUp(item *queue.Item) {
+	for _, r := range pending(item) {
+		last := ""
+		if !r.Reply.IsZero() {
+			last = "; last: " + r.Reply.String()
+		}
+		r.State = envelope.Failed
+		r.Reply = envelope.Reply{Code: 550, Enhanced: "5.4.7", Text: "Delivery time expired" + last}
+	}
+}
+
+func pending(item *queue.Item) (out []*envelope.Recipient) {
+	for _, r := range item.Mail.Recipients {
+		if r.State == envelope.Pending {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// reports composes the notifications owed after an attempt and marks the recipients they are about.
+func (t *transport) reports(item *queue.Item, now time.Time) (out []*queue.Item) {
+	late := now.Sub(item.Received) >= t.config.Queue.DelayNotice
+	groups := map[dsn.Kind][]*envelope.Recipient{}
+	for _, r := range item.Mail.Recipients {
+		if kind := news(r, late); kind != "" {
+			groups[kind] = append(groups[kind], r)
+		}
+	}
+	for i, kind := range []dsn.Kind{dsn.Failure, dsn.Delay, dsn.Success, dsn.Relayed} {
+		if len(groups[kind]) == 0 {
+			continue
+		}
+		report := dsn.Compose(dsn.Request{
+			Item: item, Kind: kind, Recipients: groups[kind], Ordinal: i,
+			Host: t.config.Host.Name, Postmaster: t.config.Host.Postmaster,
+			Now: now, RetryUntil: item.Expires, Expires: now.Add(t.config.Queue.ExpireAfter),
+		})
+		for _, r := range groups[kind] {
+			if kind == dsn.Delay {
+				r.Delayed = true
+			} else {
+				r.Reported = true
+			}
+		}
+		if report != nil {
+			out = append(out, report)
+		}
+	}
+	return out
+}
+
+// news is what the sender may be told about a recipient that it has not been told yet; "" is nothing.
+func news(r *envelope.Recipient, late bool) dsn.Kind {
+	switch {
+	case r.State == envelope.Pending && late && !r.Delayed:
+		return dsn.Delay
+	case r.State == envelope.Failed && !r.Reported:
+		return dsn.Failure
+	case r.State == envelope.Delivered && !r.Reported:
+		return dsn.Success
+	case r.State == envelope.Relayed && !r.Reported:
+		return dsn.Relayed
+	}
+	return ""
+}
+
+// track writes the ledger lines of an attempt and tells the agents that asked for them.
+func (t *transport) track(item *queue.Item, results []delivery.Result, reports []*queue.Item) {
+	for _, group := range []struct {
+		event, status string
+		kind          agentpb.EventKind
+		is            func(delivery.Result, *envelope.Recipient) bool
+	}{
+		{tracking.Send, "delivered", agentpb.EventKind_EVENT_KIND_DELIVERED, func(_ delivery.Result, r *envelope.Recipient) bool {
+			return r.State == envelope.Delivered || r.State == envelope.Relayed
+		}},
+		{tracking.Defer, "deferred", agentpb.EventKind_EVENT_KIND_DEFERRED, func(_ delivery.Result, r *envelope.Recipient) bool {
+			return r.State == envelope.Pending
+		}},
+		{tracking.Fail, "failed", agentpb.EventKind_EVENT_KIND_FAILED, func(_ delivery.Result, r *envelope.Recipient) bool {
+			return r.State == envelope.Failed
+		}},
+	} {
+		rec := t.line(group.event, item)
+		args := &agentpb.DeliveryArguments{Connector: rec.Connector}
+		for _, res := range results {
+			r := item.Mail.Recipient(res.Index)
+			if r == nil || !group.is(res, r) {
+				continue
+			}
+			rec.Recipients = append(rec.Recipients, status(r, group.status))
+			rec.Reply, rec.Remote, rec.TLS, rec.Attempt = r.Reply.String(), res.Remote, res.TLS, item.Attempts
+			if res.InDoubt {
+				rec.Reason = "in doubt: the reply to the final dot was lost, the next hop may have it already"
+			}
+			args.Remote, args.Tls = res.Remote, res.TLS
+			args.Results = append(args.Results, &agentpb.DeliveryResult{Index: uint32(res.Index), Reply: protoReply(r.Reply)})
+		}
+		if len(rec.Recipients) == 0 {
+			continue
+		}
+		if group.event == tracking.Defer {
+			rec.Next = &item.Next
+		}
+		t.ledger.Write(rec)
+		t.tell(item, group.kind, args)
+	}
+	t.trackReports(item, reports)
+}
+
+func (t *transport) trackReports(item *queue.Item, reports []*queue.Item) {
+	for _, report := range reports {
+		rec := t.line(tracking.DSN, report)
+		rec.Parent = item.ID
+		rec.Recipients = []tracking.Recipient{{Address: report.Mail.Recipients[0].Address.String()}}
+		t.ledger.Write(rec)
+		t.tell(item, agentpb.EventKind_EVENT_KIND_REPORTED, &agentpb.DeliveryArguments{ReportId: report.ID})
+	}
+}
+
+// tell raises a delivery fact.
+func (t *transport) tell(item *queue.Item, kind agentpb.EventKind, args *agentpb.DeliveryArguments) {
+	if !t.pipeline.Plan().Subscribed(kind) {
+		return
+	}
+	session := item.Session
+	conv := t.pipeline.Open(&session, item.Stamps)
+	conv.Tell(&pipeline.Event{
+		Kind: kind, Mail: item.Mail,
+		ID:        fmt.Sprintf("%s %s %d %s", item.ID, pipeline.EventName(kind), item.Attempts, args.ReportId),
+		Arguments: &agentpb.Arguments{Event: &agentpb.Arguments_Delivery{Delivery: args}},
+	})
+	conv.Close(context.Background())
+}
+
+// line starts a ledger line about an item.
+func (t *transport) line(event string, item *queue.Item) *tracking.Record {
+	connector, _ := delivery.SplitHop(item.Hop)
+	sender := item.Mail.Sender.Address.String()
+	return &tracking.Record{
+		Event: event, Session: item.Session.ID, Message: item.Message, Item: item.ID, Parent: item.Parent,
+		Connector: connector, Sender: &sender, Size: item.Mail.Size(), Agent: item.Agent, Reason: item.Reason,
+	}
+}
+
+func status(r *envelope.Recipient, word string) tracking.Recipient {
+	return tracking.Recipient{Address: r.Address.String(), Status: word, Reply: r.Reply.String()}
+}
+
+func protoReply(r envelope.Reply) *agentpb.Reply {
+	return &agentpb.Reply{Code: uint32(r.Code), Enhanced: r.Enhanced, Text: r.Text}
+}
