@@ -60,7 +60,7 @@ func (e *Event) Stamp(name string) string {
 
 // LookupStamp tells an empty stamp from none.
 func (e *Event) LookupStamp(name string) (value string, ok bool) {
-	for _, s := range e.context.event.GetStamps() {
+	for _, s := range e.Proto().GetStamps() {
 		if s.GetName() == name && s.GetScope() != agentpb.Scope_SCOPE_RECIPIENT {
 			return string(s.GetValue()), true
 		}
@@ -75,7 +75,7 @@ func (e *Event) OwnStamp(key string) string {
 
 // RecipientStamp that was left for one recipient; "" if there is none.
 func (e *Event) RecipientStamp(r EnvelopeRecipient, name string) string {
-	for _, s := range e.context.event.GetStamps() {
+	for _, s := range e.Proto().GetStamps() {
 		if s.GetName() == name && s.GetScope() == agentpb.Scope_SCOPE_RECIPIENT && int(s.GetRecipient()) == r.Index {
 			return string(s.GetValue())
 		}
@@ -387,4 +387,9 @@ func newReleasedEvent(c *eventContext) *ReleasedEvent {
 func (e *ReleasedEvent) Body() *BodyReader { return e.context.openBody() }
 
 // Proto is the event as it came from the host, for what the typed events do not show. Not to be changed.
-func (e *Event) Proto() *agentpb.Event { return e.context.event }
+func (e *Event) Proto() *agentpb.Event {
+	if e.context == nil { // made by a test
+		return nil
+	}
+	return e.context.event
+}

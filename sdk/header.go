@@ -2,14 +2,12 @@ package sdk
 
 import (
 	"bytes"
-	"io"
 	"iter"
 	"mime"
 	"strings"
 
-	"golang.org/x/text/encoding/htmlindex"
-
 	"github.com/posternmail/postern/sdk/agentpb"
+	sdkmime "github.com/posternmail/postern/sdk/mime"
 )
 
 // Header holds the fields that the subscription asked for, in the order of the message.
@@ -97,11 +95,7 @@ func decodeText(raw []byte) string {
 	if !strings.Contains(text, "=?") {
 		return text
 	}
-	decoder := mime.WordDecoder{CharsetReader: charsetReader}
-	if decoded, err := decoder.DecodeHeader(text); err == nil {
-		return decoded
-	}
-	return text
+	return sdkmime.DecodeWords(text)
 }
 
 func unfold(raw []byte) []byte {
@@ -109,14 +103,6 @@ func unfold(raw []byte) []byte {
 		return raw
 	}
 	return bytes.ReplaceAll(bytes.ReplaceAll(raw, []byte("\r\n"), nil), []byte("\n"), nil)
-}
-
-func charsetReader(charset string, input io.Reader) (io.Reader, error) {
-	enc, err := htmlindex.Get(charset)
-	if err != nil {
-		return nil, err
-	}
-	return enc.NewDecoder().Reader(input), nil
 }
 
 // maxLine of a header field that we write: RFC 5322 section 2.1.1 recommends 78 without the line end.

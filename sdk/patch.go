@@ -1,14 +1,17 @@
 package sdk
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/posternmail/postern/sdk/agentpb"
+	"github.com/posternmail/postern/sdk/mime"
 )
 
 // maxPatchData bounds the new octets of one patch: answers of more than 4 MiB are not taken.
@@ -44,6 +47,28 @@ func (p *Patch) Append(data []byte) { p.Replace(p.body.Size(), 0, data) }
 
 // ReplaceAll gives the message another body.
 func (p *Patch) ReplaceAll(data []byte) { p.changes = []change{{0, p.body.Size(), data}} }
+
+// ReplacePart puts another part in the place of one that package mime found: content is a header block (with
+// Content-Type and the like), an empty line and the content, as mime.Text makes it. If the part is the message
+// itself, its header fields of that kind are replaced with it, which needs MayChange(Headers).
+func (p *Patch) ReplacePart(part *mime.Part, content []byte) {
+	if part.Parent != nil {
+		p.Replace(part.Start, part.End-part.Start, content)
+		return
+	}
+	block, body, _ := bytes.Cut(content, []byte("\r\n\r\n"))
+	p.ReplaceAll(body)
+	p.fields = nil
+	for _, name := range contentFields {
+		if p.headers.Has(name) {
+			p.fields = append(p.fields, RemoveHeader(name))
+		}
+	}
+	p.fields = append(p.fields, AddRawHeader("MIME-Version", []byte("1.0")))
+	for _, f := range mime.ParseHeader(block) {
+		p.fields = append(p.fields, AddRawHeader(f.Name, []byte(strings.TrimSpace(f.Value))))
+	}
+}
 
 // Empty reports whether nothing is changed.
 func (p *Patch) Empty() bool { return len(p.changes) == 0 }
