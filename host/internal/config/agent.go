@@ -72,8 +72,8 @@ func (l *loader) spread(n *node) {
 
 // fill gives all groups of events a value that have none.
 func fill(groups *node, whole *value) {
-	for _, group := range []string{groupConnect, groupCommand, groupMessage, groupSubmitted} {
-		if !groups.values[group].set {
+	for _, group := range []string{"default", groupConnect, groupCommand, groupMessage, groupSubmitted} {
+		if v := groups.values[group]; v != nil && !v.set {
 			copied := *whole
 			copied.spread = true
 			groups.values[group] = &copied
@@ -309,6 +309,7 @@ func checkProgram(path string) error {
 func (l *loader) bundledCommand(n *node) []string {
 	plugin, dir := n.str("plugin"), l.opts.AgentDir
 	path := filepath.Join(dir, plugin)
+	n.derive("command", []any{path}, sourceDefault)
 	err := checkProgram(path)
 	if err == nil || !n.flag("enabled") || !agentName.MatchString(plugin) {
 		return []string{path}

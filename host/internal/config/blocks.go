@@ -268,7 +268,7 @@ func sendConnectorBlock() *blockType {
 		doc: "A way out. Exactly one of `smart_hosts`, `dns`, `lmtp` and `drop_directory` says which.",
 		options: []option{
 			list("address_spaces", formatAddressSpace, "Recipient domains it serves: `*`, `example.org`, `*.example.org`, with `;cost` from 1 to 100 behind.").mandatory(),
-			list("smart_hosts", formatSmartHost, "Servers that take all of it, spread and failed over."),
+			list("smart_hosts", formatSmartHost, "Servers that take all of it, spread and failed over.").starting(""),
 			truth("dns", "false", "Deliver to the mail exchangers of each domain."),
 			text("lmtp", formatLMTP, "An LMTP server."),
 			text("drop_directory", formatPath, "A folder that gets each message as a file."),

@@ -80,7 +80,7 @@ func (l *loader) decodeBlock(parent *node, block *hclsyntax.Block, f *file) {
 	if !l.checkLabels(typ, block) {
 		return
 	}
-	n := &node{typ: typ, labels: block.Labels, labelsAt: block.LabelRanges, at: header(block), present: true, file: f, body: block.Body}
+	n := &node{typ: typ, labels: block.Labels, labelsAt: block.LabelRanges, at: header(block), present: true, file: f, body: block.Body, owner: parent.owner}
 	l.decodeBody(n)
 	parent.blocks[typ.name] = append(parent.blocks[typ.name], n)
 }
@@ -196,7 +196,7 @@ func describe(n *node) string {
 	if n.typ.name == "" {
 		return "the configuration"
 	}
-	if n.owner != "" {
+	if n.owner != "" && n.typ.name == "config" {
 		return n.title() + " of " + n.owner
 	}
 	return n.title()
@@ -215,7 +215,7 @@ func (l *loader) unknownOption(typ *blockType, attr *hclsyntax.Attribute) {
 func hint(typ *blockType, name string, known []string) string {
 	for _, nested := range typ.blocks {
 		if nested.option(name) != nil && typ.name != "" || nested.block(name) != nil {
-			return fmt.Sprintf("; it belongs into %s { ... }", strings.TrimSpace(nested.name+labelHint(nested)))
+			return fmt.Sprintf("; it belongs in %s { ... }", strings.TrimSpace(nested.name+labelHint(nested)))
 		}
 	}
 	if typ.name == "" {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 )
 
 // Effective is every value in force, block by block.
@@ -61,11 +62,17 @@ func effectiveBlock(n *node) EffectiveBlock {
 			continue // shown in each agent
 		}
 		for _, nested := range n.blocks[typ.name] {
-			block.Blocks = append(block.Blocks, effectiveBlock(nested))
+			shown := effectiveBlock(nested)
+			if nested.present || !n.foreign() && len(shown.Values) > 0 {
+				block.Blocks = append(block.Blocks, shown)
+			}
 		}
 	}
 	return block
 }
+
+// foreign tells an agent's own block. Of such, an absent nested block is not in force: the agent gets none.
+func (n *node) foreign() bool { return n.owner != "" }
 
 func effectiveValue(o *option, v *value) (EffectiveValue, bool) {
 	if v == nil {
@@ -85,11 +92,12 @@ func effectiveValue(o *option, v *value) (EffectiveValue, bool) {
 		return shown, false
 	case v.sensitive:
 		shown.Value = hidden
+	case o.format == formatSize:
+		shown.Value = sizeNotation(v.raw)
+	case o.format == formatDuration:
+		shown.Value = durationNotation(v.raw)
 	default:
 		shown.Value = notation(v.raw, v.secrets)
-		if o.format == formatSize {
-			shown.Value = sizeNotation(v.raw)
-		}
 	}
 	return shown, true
 }
@@ -150,6 +158,16 @@ func sizeNotation(raw any) string {
 		n, unit = n/1024, " "+next
 	}
 	return fmt.Sprintf(`"%d%s"`, n, unit)
+}
+
+// durationNotation writes a duration in days where it has them.
+func durationNotation(raw any) string {
+	text, _ := raw.(string)
+	d, err := ParseDuration(text)
+	if err != nil || d < 24*time.Hour {
+		return notation(raw, nil)
+	}
+	return strconv.Quote(FormatDuration(d))
 }
 
 // Print writes the blocks as HCL with the source of each value as a comment.

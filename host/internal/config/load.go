@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
@@ -149,7 +150,7 @@ func (l *loader) parse(name string, source []byte) {
 	l.diags.sources[name] = source
 	if at, deep := tooComplex(name, source); deep {
 		l.broken = true
-		l.diags.errorf(at, "this is nested too deeply")
+		l.diags.errorf(at, "this is too deep, long or large to be read")
 		return
 	}
 	dir, err := filepath.Abs(filepath.Dir(name))
@@ -190,11 +191,20 @@ func tooComplex(name string, source []byte) (hcl.Range, bool) {
 			hclsyntax.TokenEqualOp, hclsyntax.TokenNotEqual:
 			operators++
 		}
-		if depth > maxNesting || operators > maxOperators {
+		if depth > maxNesting || operators > maxOperators || hugeNumber(token) {
 			return token.Range, true
 		}
 	}
 	return hcl.Range{}, false
+}
+
+// hugeNumber finds literals such as 1e999999999, whose digits would fill the memory.
+func hugeNumber(token hclsyntax.Token) bool {
+	if token.Type != hclsyntax.TokenNumberLit {
+		return false
+	}
+	_, exponent, ok := strings.Cut(strings.ToLower(string(token.Bytes)), "e")
+	return ok && len(strings.TrimLeft(exponent, "+-0")) > 3
 }
 
 // load judges what was read.

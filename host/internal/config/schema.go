@@ -106,7 +106,7 @@ type node struct {
 	labelsAt []hcl.Range
 	at       hcl.Range // type and labels; of an absent block, where it should stand
 	present  bool
-	owner    string // title of the block around it, where messages need it
+	owner    string // title of the agent whose config block it is, or is in; "" for the host's own
 	file     *file
 	body     *hclsyntax.Body // nil when absent
 	values   map[string]*value
