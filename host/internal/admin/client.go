@@ -39,7 +39,7 @@ func (c *Client) Version() string { return c.version }
 // Close gives up idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Get asks for path with query and decodes the answer into answer.
+// Get asks for path (escaped) with query and decodes the answer into answer.
 func (c *Client) Get(ctx context.Context, path string, query url.Values, answer any) error {
 	return c.do(ctx, http.MethodGet, path, query, nil, answer)
 }
@@ -103,7 +103,10 @@ func (c *Client) Lines(ctx context.Context, method, path string, query url.Value
 }
 
 func (c *Client) send(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
-	target := url.URL{Scheme: "http", Host: "postern", Path: path, RawQuery: query.Encode()}
+	target := "http://postern" + path
+	if len(query) > 0 {
+		target += "?" + query.Encode()
+	}
 	var content io.Reader
 	if body != nil {
 		encoded, err := json.Marshal(body)
@@ -112,7 +115,7 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 		}
 		content = bytes.NewReader(encoded)
 	}
-	request, err := http.NewRequestWithContext(ctx, method, target.String(), content)
+	request, err := http.NewRequestWithContext(ctx, method, target, content)
 	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}

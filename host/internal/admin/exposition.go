@@ -16,6 +16,13 @@ import (
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
+// Handler serves the metrics at /metrics.
+func (m *Metrics) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", m)
+	return mux
+}
+
 // ServeHTTP implements http.Handler: the Prometheus text format, version 0.0.4. Labels have values from closed
 // lists and the configuration only, never from mail.
 func (m *Metrics) ServeHTTP(w http.ResponseWriter, _ *http.Request) {

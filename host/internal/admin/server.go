@@ -24,8 +24,8 @@ type QueueControl interface {
 	Entries(filter func(queue.Entry) bool) []queue.Entry
 	Load(id string) (*queue.Item, error)
 	Retry(ids ...string) error
-	Suspend(ids ...string) error
-	Resume(ids ...string) error
+	Suspend(id string) error
+	Resume(id string) error
 	Remove(id string) error
 	Release(id string) error
 }

@@ -35,11 +35,6 @@ func (a *api) status(*http.Request) (any, error) {
 // degradedBy says what is wrong as far as the status itself shows it.
 func degradedBy(s Status) []string {
 	var wrong []string
-	for _, agent := range s.Agents {
-		if agent.Enabled && !agent.Ready {
-			wrong = append(wrong, fmt.Sprintf("agent %s is %s", agent.Name, agent.State))
-		}
-	}
 	if n := s.Queue.States[queue.Parked.String()]; n > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d parked in the queue: see postern queue list --state parked", n))
 	}
