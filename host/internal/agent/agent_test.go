@@ -79,7 +79,9 @@ func launch(t *testing.T, o Options) *Agent {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		a.Close(context.Background())
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		a.Close(ctx)
 		nothingLeft(t, o)
 	})
 	return a

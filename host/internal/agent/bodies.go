@@ -103,7 +103,7 @@ func (b *bodies) send(ticket string, body *envelope.Body) error {
 
 // sendDescriptor sends a read-only descriptor of the body over the side socket.
 func (b *bodies) sendDescriptor(ticket string, body *envelope.Body) error {
-	file, err := descriptor(body)
+	file, err := body.Descriptor()
 	if err != nil {
 		return err
 	}
@@ -389,32 +389,4 @@ func (b *bodies) open(ctx context.Context, ticket string) (*envelope.Body, error
 	defer b.mu.Unlock()
 	u.opened = true
 	return u.body, u.err
-}
-
-// descriptor opens a body read-only, to be given away.
-func descriptor(body *envelope.Body) (*os.File, error) {
-	if body.InMemory() {
-		return sealed(body.Bytes())
-	}
-	return body.Descriptor()
-}
-
-// sealed copies octets into memory that has a descriptor and cannot be changed any more: who maps it need not
-// fear that it shrinks.
-func sealed(octets []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("body", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("making a descriptor for a body: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "body")
-	if _, err := file.WriteAt(octets, 0); err != nil { // the offset stays at the start, for who reads
-		file.Close()
-		return nil, fmt.Errorf("copying a body: %w", err)
-	}
-	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("sealing a body: %w", err)
-	}
-	return file, nil
 }

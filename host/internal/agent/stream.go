@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -110,6 +111,9 @@ func (s *stream) write(a *Agent) {
 		if !a.take(s, &b) {
 			select {
 			case <-s.wake:
+				// The callers that are ready to run get to add their events first: a batch grows by what is
+				// there anyway, at no wait.
+				runtime.Gosched()
 				continue
 			case <-s.broken:
 				return

@@ -267,7 +267,7 @@ func (a *testAgent) Describe(context.Context, *agentpb.DescribeRequest) (*agentp
 }
 
 func (a *testAgent) Validate(_ context.Context, r *agentpb.ValidateRequest) (*agentpb.ValidateResponse, error) {
-	return &agentpb.ValidateResponse{Diagnostics: []*agentpb.Diagnostic{{Summary: "seen " + string(r.GetConfig())}}}, nil
+	return &agentpb.ValidateResponse{Diagnostics: []*agentpb.Diagnostic{{Summary: "seen " + strings.ToValidUTF8(cutString(string(r.GetConfig()), 20), "")}}}, nil
 }
 
 func (a *testAgent) Configure(_ context.Context, r *agentpb.ConfigureRequest) (*agentpb.ConfigureResponse, error) {
@@ -476,5 +476,3 @@ func digestOf(octets []byte) string {
 	sum := sha256.Sum256(octets)
 	return hex.EncodeToString(sum[:])
 }
-
-func mainEcho() {}

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"runtime"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -24,4 +26,11 @@ func appendHeader(b []byte, n int) []byte {
 		panic(err)
 	}
 	return b
+}
+
+// clockGettime reads a clock.
+func clockGettime(clock int32) (time.Duration, error) {
+	var ts unix.Timespec
+	err := unix.ClockGettime(clock, &ts)
+	return time.Duration(ts.Nano()), err
 }

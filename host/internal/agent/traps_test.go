@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
-	"golang.org/x/sys/unix"
 )
 
 // What go-plugin by itself gets wrong. Each test fails without the remedy.
@@ -506,19 +504,4 @@ func holdings(t *testing.T) [2]int {
 		t.Fatal(err)
 	}
 	return [2]int{len(fds), numGoroutine()}
-}
-
-// A body in memory that goes by descriptor cannot be changed by who has it.
-func TestSealed(t *testing.T) {
-	f, err := sealed([]byte("octets"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteAt([]byte("x"), 0); !errors.Is(err, unix.EPERM) {
-		t.Errorf("writing: %v", err)
-	}
-	if err := f.Truncate(0); !errors.Is(err, unix.EPERM) {
-		t.Errorf("truncating: %v", err)
-	}
 }

@@ -6,6 +6,9 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Body is the octets of a message after its empty line. It never changes. Small ones are in memory, large ones
@@ -15,6 +18,10 @@ type Body struct {
 	mem  []byte
 	file *os.File
 	size int64
+
+	copying sync.Once // of a body in memory, for Descriptor
+	copied  *os.File
+	copyErr error
 }
 
 // MemoryBody makes a body of b, which must not be changed afterwards.
@@ -48,15 +55,49 @@ func (b *Body) ReadAt(p []byte, off int64) (int, error) {
 // Reader reads the body from its start.
 func (b *Body) Reader() *io.SectionReader { return io.NewSectionReader(b, 0, b.size) }
 
-// Descriptor opens the file of a body anew and read-only, to hand it to an agent. The caller closes it. It is
-// an error for a body in memory.
+// Descriptor opens the body anew and read-only, to hand it to an agent. The caller closes it. The octets of a
+// body in memory are copied once, into memory that has a descriptor and cannot change any more: who maps it need
+// not fear that it shrinks.
 func (b *Body) Descriptor() (*os.File, error) {
-	if b.file == nil {
-		return nil, fmt.Errorf("body is in memory")
+	file := b.file
+	if file == nil {
+		b.copying.Do(b.copyToDescriptor)
+		if b.copyErr != nil {
+			return nil, b.copyErr
+		}
+		file = b.copied
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", b.file.Fd()))
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+	runtime.KeepAlive(b)
 	if err != nil {
 		return nil, fmt.Errorf("opening body read-only: %w", err)
 	}
 	return f, nil
+}
+
+// copyToDescriptor copies the octets of a body in memory.
+func (b *Body) copyToDescriptor() {
+	b.copied, b.copyErr = sealed(b.mem)
+	if b.copyErr == nil {
+		runtime.AddCleanup(b, func(f *os.File) { _ = f.Close() }, b.copied)
+	}
+}
+
+// sealed copies octets into memory that cannot be changed any more (memfd_create(2), fcntl(2) F_ADD_SEALS).
+func sealed(octets []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("body", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("making a descriptor for a body: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "body")
+	if _, err := file.WriteAt(octets, 0); err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("copying a body: %w", err)
+	}
+	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("sealing a body: %w", err)
+	}
+	return file, nil
 }
