@@ -282,16 +282,14 @@ func (s *hopSession) data() bool {
 
 func (s *hopSession) auth(line string) bool {
 	if strings.HasPrefix(line, "AUTH LOGIN") {
-		for range 2 {
-			_, _ = io.WriteString(s.conn, "334 eA==\r\n")
-			word, err := s.r.ReadString('\n')
-			if err != nil {
-				return false
-			}
-			s.mu.Lock()
-			s.lines = append(s.lines, strings.TrimSpace(word))
-			s.mu.Unlock()
+		_, _ = io.WriteString(s.conn, "334 UGFzc3dvcmQ6\r\n")
+		word, err := s.r.ReadString('\n')
+		if err != nil {
+			return false
 		}
+		s.mu.Lock()
+		s.lines = append(s.lines, strings.TrimSpace(word))
+		s.mu.Unlock()
 	}
 	return s.say("AUTH", "235 2.7.0 welcome")
 }

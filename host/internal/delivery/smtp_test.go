@@ -554,7 +554,7 @@ func TestAbilitiesOfTheHop(t *testing.T) {
 	}
 }
 
-func TestOneWriteForTheGroup(t *testing.T) {
+func TestCommandsOfATransaction(t *testing.T) {
 	h := newHop(t, nil)
 	d := testDelivery(t, smartHost(h))
 	want(t, one(t, d, testItem("a@x.example")), envelope.Delivered, "250")
