@@ -24,6 +24,9 @@ func (l *loader) configureAgents(agents []*agentNode) {
 	if l.opts.Describe == nil {
 		return
 	}
+	if l.opts.Known != nil {
+		l.opts.Known(l.config)
+	}
 	var ready []*agentNode
 	for _, a := range agents {
 		if a.agent.Enabled && (a.agent.Attach != "" || len(a.agent.Command) > 0) {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -87,7 +88,25 @@ func (l *loader) checkReadable(n *node, name string) bool {
 	return true
 }
 
+// fileName is a name that may become the name of a file.
+var fileName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// checkName wants a label that can be written in a log line and asked for in a command.
+func (l *loader) checkName(n *node) {
+	switch name := n.label(); {
+	case strings.TrimSpace(name) == "":
+		l.diags.errorf(n.labelAt(), "%s needs a name that is not empty", n.typ.name)
+	case len(name) > 64:
+		l.diags.errorf(n.labelAt(), "the name has %d characters, at most 64", len(name))
+	case checkLine(name) != nil:
+		l.diags.errorf(n.labelAt(), "the name holds a control character")
+	}
+}
+
 func (l *loader) checkTLS(n *node) {
+	if name := n.label(); !fileName.MatchString(name) {
+		l.diags.errorf(n.labelAt(), "%q is no name of a certificate: letters, digits, dots, hyphens and underscores, at most 64", name)
+	}
 	certificate, key := n.set("certificate"), n.set("key")
 	switch {
 	case certificate && !key && !n.value("key").bad:
@@ -132,6 +151,7 @@ func (l *loader) checkValidity(n *node, pair tls.Certificate) {
 }
 
 func (l *loader) checkDirectory(n *node) {
+	l.checkName(n)
 	if !n.set("file") || !l.checkReadable(n, "file") {
 		return
 	}
@@ -143,6 +163,7 @@ func (l *loader) checkDirectory(n *node) {
 }
 
 func (l *loader) checkReceiveConnector(n *node) {
+	l.checkName(n)
 	l.checkTLSReference(n)
 	l.checkTLSUse(n)
 	l.checkPermissions(n)
@@ -255,6 +276,7 @@ func loopback(listen string) bool {
 }
 
 func (l *loader) checkSendConnector(n *node) {
+	l.checkName(n)
 	l.checkWayOut(n)
 	l.checkSendTLS(n)
 	l.checkLogin(n)

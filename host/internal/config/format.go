@@ -145,6 +145,9 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, plainNetError(err)
 	}
+	if prefix.Addr().Is4In6() {
+		return netip.Prefix{}, errors.New("write an IPv4 network as such")
+	}
 	if prefix.Masked() != prefix {
 		return netip.Prefix{}, fmt.Errorf("bits are set behind the prefix; the network is %s", prefix.Masked())
 	}

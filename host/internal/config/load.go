@@ -24,6 +24,9 @@ type Options struct {
 	Describe func(context.Context, Agent) (*agentpb.DescribeResponse, error)
 	// Validate has an agent check its decoded configuration. nil: only the schema is checked.
 	Validate func(context.Context, Agent, []byte) ([]*agentpb.Diagnostic, error)
+	// Known is told the configuration without its agents before the first agent is asked, for what agents are told
+	// of the host. It is not whole when there are errors. nil: nobody is told.
+	Known func(*Config)
 	// Env looks up an environment variable for env(). nil: os.LookupEnv.
 	Env func(string) (string, bool)
 	// AgentDir holds the bundled agents, by name. "": the folder "agents" beside the host's binary.
