@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"context"
+	"os"
+	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -14,22 +16,32 @@ import (
 
 // Options of a Pipeline.
 type Options struct {
-	Tables   tables.Store
+	Tables   tables.Store // nil: agents find no rows, and their writes are dropped
 	Host     config.Host
 	Accepted []config.AcceptedDomain
-	Logger   hclog.Logger
-	NewID    func() string              // ids of sessionless events
+	Logger   hclog.Logger               // nil: no log
+	NewID    func() string              // ids of events that come without one
 	Breach   func(agent, reason string) // told of every breach; may be nil
+	TempFile func() (*os.File, error)   // an unnamed file for a large new body; nil: in the data directory
+	DryRun   bool                       // every event is a dry run; Tables is an overlay that is thrown away
 }
 
 // Pipeline dispatches events to the agents of the newest plan. Safe for concurrent use.
 type Pipeline struct {
 	options Options
 	plan    atomic.Pointer[Plan]
+	queues  sync.Map // agent name -> *factQueue
 }
 
 // New makes a pipeline with an empty plan: every event continues.
 func New(o Options) *Pipeline {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	if o.TempFile == nil {
+		dir := o.Host.DataDir
+		o.TempFile = func() (*os.File, error) { return unnamedFile(dir) }
+	}
 	p := &Pipeline{options: o}
 	p.plan.Store(&Plan{})
 	return p
@@ -41,37 +53,77 @@ func (p *Pipeline) SetPlan(plan *Plan) { p.plan.Store(plan) }
 // Plan is the newest plan, never nil.
 func (p *Pipeline) Plan() *Plan { return p.plan.Load() }
 
-// Open starts the events of one session (or of one item right of the 250 line). The session s is read at every
-// event, from the goroutine that raises it. The plan stays the same until BeginMail.
+// Open starts the events of one session (or of one item right of the 250 line, with the stamps stored with it). The
+// session s is read at every event, in the goroutine that raises it; nil where there is none (OnSchedule). The plan
+// stays the same until BeginMail.
 func (p *Pipeline) Open(s *envelope.Session, stamps envelope.Stamps) *Conversation {
-	return &Conversation{pipeline: p, plan: p.Plan(), session: s, stamps: stamps}
+	return &Conversation{pipeline: p, plan: p.Plan(), session: s, stamps: stamps.Clone()}
 }
 
 // Conversation is the events of one session. Its methods are called from one goroutine.
 type Conversation struct {
-	pipeline *Pipeline
-	plan     *Plan
-	session  *envelope.Session
-	stamps   envelope.Stamps
+	pipeline  *Pipeline
+	plan      *Plan
+	session   *envelope.Session
+	stamps    envelope.Stamps
+	atConnect envelope.Stamps // stamps as OnConnect left them, for StartTLS
+	wire      sessionWire
+	waiting   []waitingCopy // copies that edits at OnEndOfHeaders made, until OnEndOfData
+	facts     factLanes
 }
 
 // Subscribed reports whether any agent wants events of kind, so that a caller need not build one for nothing.
-func (c *Conversation) Subscribed(kind agentpb.EventKind) bool { return c.plan.Subscribed(kind) }
+func (c *Conversation) Subscribed(kind agentpb.EventKind) bool {
+	return c.plan.Subscribed(kind) || kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA && len(c.waiting) > 0
+}
 
 // BeginMail takes the newest plan. Call it before OnMail.
-func (c *Conversation) BeginMail() { c.plan = c.pipeline.Plan() }
+func (c *Conversation) BeginMail() {
+	c.plan = c.pipeline.Plan()
+	c.waiting = nil
+}
 
-// EndMail drops what agents said for the length of a message.
-func (c *Conversation) EndMail() {}
+// EndMail drops what agents said for the length of a message. What is in the stamps of the mail goes with it.
+func (c *Conversation) EndMail() { c.waiting = nil }
 
-// StartTLS drops the session stamps of all events but OnConnect.
-func (c *Conversation) StartTLS() {}
+// StartTLS drops the session stamps of all events but OnConnect, and with them what agents said for the session:
+// RFC 3207 section 4.2 wants what was learned in the clear forgotten.
+func (c *Conversation) StartTLS() {
+	c.takeFacts()
+	c.stamps = c.atConnect.Clone()
+}
 
 // Disconnecting reports whether the answer to a fact asked to disconnect.
-func (c *Conversation) Disconnecting() bool { return false }
+func (c *Conversation) Disconnecting() bool { return c.facts.disconnect.Load() != nil }
 
-// SessionStamps are the session's stamps, to be stored with an item.
-func (c *Conversation) SessionStamps() envelope.Stamps { return c.stamps }
+// Disconnected is the verdict behind Disconnecting, for the ledger; its Decision is Continue when there is none.
+func (c *Conversation) Disconnected() Verdict {
+	if v := c.facts.disconnect.Load(); v != nil {
+		return *v
+	}
+	return Verdict{}
+}
+
+// SessionStamps are the session's stamps, to be stored with an item. The caller must not change them.
+func (c *Conversation) SessionStamps() envelope.Stamps {
+	c.takeFacts()
+	return c.stamps.Clone()
+}
+
+// setSession writes a session stamp. Maps that were handed out are never changed.
+func (c *Conversation) setSession(kind agentpb.EventKind, name string, value []byte) {
+	if c.stamps == nil {
+		c.stamps = envelope.Stamps{}
+	}
+	c.stamps[name] = value
+	if kind != agentpb.EventKind_EVENT_KIND_CONNECT {
+		return
+	}
+	if c.atConnect == nil {
+		c.atConnect = envelope.Stamps{}
+	}
+	c.atConnect[name] = value
+}
 
 // Raise asks the agents about ev, applies their edits to its mail, and answers with what it comes to. It never
 // answers nil.
@@ -80,11 +132,12 @@ func (c *Conversation) Raise(ctx context.Context, ev *Event) *Outcome {
 	if ev.Mail != nil {
 		o.Mails = []*envelope.Mail{ev.Mail}
 	}
+	if !c.Subscribed(ev.Kind) {
+		return o
+	}
+	c.takeFacts()
+	r := newRun(ctx, c, ev, o)
+	r.all(c.plan.events[ev.Kind])
+	r.close()
 	return o
 }
-
-// Tell hands a fact to the agents that want it and returns at once.
-func (c *Conversation) Tell(ev *Event) {}
-
-// Close waits until the facts told have been handed over, or ctx ends.
-func (c *Conversation) Close(ctx context.Context) {}

@@ -25,11 +25,18 @@ type Caller interface {
 }
 
 // Event is one event on its way through the plan.
+//
+// At OnRcpt the recipient asked for is Recipient, with its Index set (Mail.NextIndex, or as Mail.AddRecipient
+// gave it); whether it is in Mail.Recipients already makes no difference. Agents' edits and stamps go to it.
+// Arguments may be left nil there. At OnEndOfHeaders edits for some recipients are kept until OnEndOfData, where
+// they split the mail: Outcome.Mails of OnEndOfHeaders is the event's mail alone.
 type Event struct {
 	Kind      agentpb.EventKind
-	ID        string             // stable over attempts and restarts: message or session id, event, ordinal
-	Mail      *envelope.Mail     // nil before MAIL and where no message is concerned
-	Arguments *agentpb.Arguments // nil where the kind has none
+	ID        string              // stable over attempts and restarts: message or session id, event, ordinal
+	Mail      *envelope.Mail      // nil before MAIL and where no message is concerned
+	Recipient *envelope.Recipient // at OnRcpt
+	Arguments *agentpb.Arguments  // nil where the kind has none
+	Only      string              // the one agent to ask: OnSchedule, and who missed a message by on_failure "hold"
 	DryRun    bool
 }
 
@@ -65,9 +72,17 @@ type Verdict struct {
 }
 
 // Outcome of an event. Edits have been applied to the mail when it returns.
+//
+// Left of the 250 line the pipeline combines verdicts for some recipients: any defer is a defer of the whole
+// message, and when all recipients got the same decision it stands in Verdict. So Recipients is set only where
+// some go on, or their decisions differ; the reply is 250 then.
+//
+// When an agent has failed and its on_failure is "defer", "reject" or "hold", Verdict, Hold or WaitFor say so. A
+// message that kills instances sets Poison at OnEndOfData and on routing events, beside a Verdict that defers it
+// for a caller that cannot park; at earlier events it only defers the transaction.
 type Outcome struct {
-	Verdict    // for the command or the whole message
-	Tarpit     time.Duration
+	Verdict                     // for the command or the whole message
+	Tarpit     time.Duration    // the longest delay that any agent asked for, inside the event's budget
 	Recipients map[int]Verdict  // by index, of recipients that are not to continue; only where Verdict is Continue
 	Mails      []*envelope.Mail // the copies that go on: the event's mail first, then those split off
 	Spawns     []Spawn
@@ -94,6 +109,7 @@ type Spawn struct {
 
 // Copy of a message to be kept in quarantine beside its delivery.
 type Copy struct {
+	Mail     *envelope.Mail // as it was before the agent's edits, or as received; not shared with the mail that goes on
 	Agent    string
 	Ordinal  int
 	Reason   string
