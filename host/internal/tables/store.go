@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -60,11 +61,15 @@ func Open(dir string, o Options) (Store, error) {
 	if o.Sync <= 0 {
 		o.Sync = 500 * time.Millisecond
 	}
-	cache := pebble.NewCache(8 << 20)
+	cache := pebble.NewCache(32 << 20)
 	defer cache.Unref()
-	db, err := pebble.Open(dir, &pebble.Options{
+	settings := &pebble.Options{
 		Cache: cache, MemTableSize: 4 << 20, Logger: quiet{o.Logger}, FormatMajorVersion: pebble.FormatNewest,
-	})
+	}
+	for i := range settings.Levels { // most lookups are of strangers: rows that are not there
+		settings.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	db, err := pebble.Open(dir, settings)
 	if err != nil {
 		return nil, fmt.Errorf("opening the tables in %s: %w", dir, err)
 	}
