@@ -51,11 +51,12 @@ func describeRow(row tables.Row) Row {
 	return r
 }
 
-// row answers with the row under a key, or with the longest prefix that holds it where the key is an address.
+// row answers with the row under a key, or, unless exact is asked for, with the longest prefix that holds it where
+// the key is an address.
 func (a *api) row(r *http.Request) (any, error) {
 	table, key := r.PathValue("table"), r.FormValue("key")
 	row, found := a.Tables.Get(table, key)
-	if !found {
+	if !found && r.FormValue("exact") == "" {
 		if addr, err := netip.ParseAddr(key); err == nil {
 			row, found = a.Tables.Match(table, addr)
 		}

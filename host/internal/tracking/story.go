@@ -401,7 +401,8 @@ func sessionSummary(id string, records []Record) string {
 
 // endings are the words for what can become of recipients, the ones an operator looks for first.
 var endings = [...]struct{ event, words string }{
-	{Poison, "parked"}, {Fail, "failed"}, {Quarantine, "quarantined"}, {Defer, "put off"}, {Drop, "dropped"}, {Send, "delivered"},
+	{Poison, "parked for"}, {Fail, "failed for"}, {Quarantine, "quarantined for"}, {Defer, "put off for"}, {Drop, "dropped for"},
+	{Send, "delivered to"},
 }
 
 // ending counts recipients by the last that is known about them.
@@ -429,7 +430,7 @@ func ending(base string, records []Record) string {
 			}
 		}
 		if n > 0 {
-			parts = append(parts, e.words+" for "+count(n, "recipient"))
+			parts = append(parts, e.words+" "+count(n, "recipient"))
 		}
 	}
 	switch {
