@@ -116,7 +116,7 @@ func run(def *definition, args []string) int {
 		return runCommand(def, args)
 	case !startedByHost():
 		explain(def.info)
-		return 2
+		return 1
 	}
 	if err := newProcess(def).serve(stdout.Handshake); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", def.info.Name, err)

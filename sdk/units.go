@@ -19,13 +19,13 @@ const (
 	GiB Size = 1 << 30
 )
 
-// sizeUnits in bytes.
+// sizeUnits in bytes, in steps of 1024 with and without the i, as operators of mail systems write them.
 var sizeUnits = map[string]float64{
-	"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
-	"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+	"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40,
+	"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
 }
 
-// ParseSize reads "25 MB" (10^6), "64 KiB" (2^10) or a plain number of bytes.
+// ParseSize reads "25 MB", "64 KiB" (units in steps of 1024) or a plain number of bytes.
 func ParseSize(s string) (Size, error) {
 	s = strings.TrimSpace(s)
 	i := strings.LastIndexAny(s, "0123456789.") + 1

@@ -14,7 +14,7 @@ func main() {
 	sdk.Main(sdk.Info{
 		Name: "mock", Version: version(), Category: sdk.Other,
 		Summary:      "does whatever a test asks of it",
-		SharedStamps: []string{"scl", "pcl", "auth.spf", "auth.dkim", "auth.dmarc"},
+		SharedStamps: []string{"scl", "pcl", "srl", "auth.spf", "auth.dkim", "auth.dmarc", "av.status"},
 		Commands: []sdk.Command{
 			{Name: "echo", Summary: "prints its arguments and configuration", Run: echo},
 		},

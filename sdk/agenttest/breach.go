@@ -45,7 +45,11 @@ func breaches(sub *agentpb.Subscription, event *agentpb.Event, a *agentpb.Answer
 
 // isShared reports whether a stamp has a name of the well-known ones.
 func isShared(name string) bool {
-	return name == "scl" || name == "pcl" || strings.HasPrefix(name, "auth.")
+	switch name {
+	case "scl", "pcl", "srl", "av.status":
+		return true
+	}
+	return strings.HasPrefix(name, "auth.")
 }
 
 func verdictBreaches(c *agentpb.Changes, v *agentpb.Verdict) []string {
