@@ -28,6 +28,7 @@ type Agent struct {
 	suspects []*flight // waiting to be tried alone
 	reserved *stream   // takes suspects only
 	inFlight int
+	records  map[string]record // of events that were guilty and then failed otherwise, by EventID
 	counts   counts
 }
 
@@ -36,7 +37,7 @@ const queueShare = 4
 
 // newAgent makes an agent without processes.
 func newAgent(o Options) *Agent {
-	a := &Agent{o: o, limit: o.Spec.MaxInFlight, queueLimit: queueShare * o.Spec.MaxInFlight, counts: newCounts()}
+	a := &Agent{o: o, limit: o.Spec.MaxInFlight, queueLimit: queueShare * o.Spec.MaxInFlight, records: map[string]record{}, counts: newCounts()}
 	a.life, a.quit = context.WithCancel(context.Background())
 	for i := range o.Spec.Instances {
 		a.slots = append(a.slots, newSlot(a, i+1))
@@ -77,7 +78,11 @@ func (a *Agent) admit(f *flight) *Failure {
 		a.counts.failures[failure.Kind]++
 		return failure
 	}
-	a.queue = append(a.queue, f)
+	if a.remember(f) {
+		a.suspects = append(a.suspects, f)
+	} else {
+		a.queue = append(a.queue, f)
+	}
 	a.schedule()
 	return nil
 }

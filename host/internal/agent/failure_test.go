@@ -34,6 +34,7 @@ func TestDeathIsNotSeen(t *testing.T) {
 }
 
 func TestPoison(t *testing.T) {
+	t.Parallel()
 	for _, instances := range []int{1, 2} {
 		t.Run(fmt.Sprint(instances, " instances"), func(t *testing.T) {
 			o, _ := options(t, "")
@@ -75,6 +76,7 @@ func TestPoison(t *testing.T) {
 }
 
 func TestFailures(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	a := launch(t, o)
 	t.Run("fault", func(t *testing.T) {
@@ -133,6 +135,7 @@ func TestFailures(t *testing.T) {
 
 // An event that was given up may be the one that kills: nobody else is guilty then.
 func TestAbandonedEventIsASuspect(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	a := launch(t, o)
 	killer := event("killer", "sleep-then-die 300ms")
@@ -147,6 +150,7 @@ func TestAbandonedEventIsASuspect(t *testing.T) {
 }
 
 func TestHang(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	o.HangAfter = 400 * time.Millisecond
 	a := launch(t, o)
@@ -176,6 +180,7 @@ func TestSleepHoldsNobodyBack(t *testing.T) {
 }
 
 func TestBusy(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	o.Spec.MaxInFlight = 2
 	a := launch(t, o)
@@ -192,6 +197,7 @@ func TestBusy(t *testing.T) {
 }
 
 func TestInstancesShare(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	o.Spec.Instances = 3
 	a := launch(t, o)
@@ -277,6 +283,25 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// An event that killed once and then had to wait for too long is known when it comes again.
+func TestGuiltIsRemembered(t *testing.T) {
+	t.Parallel()
+	o, _ := options(t, "")
+	o.Backoff = Backoff{First: time.Hour, Max: time.Hour}
+	a := launch(t, o)
+	fact := event("warm", "die")
+	fact.Fact = true
+	mustFail(t, a, fact, Died) // the first restart is immediate, the next one will not be
+	mustFail(t, a, event("killer", "die"), Died)
+	if err := a.Restart(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	f := mustFail(t, a, event("killer", "die"), Poison)
+	if strings.Count(f.Evidence, "exit status 3") != 2 {
+		t.Errorf("evidence %s", f.Evidence)
+	}
+}
+
 func pids(a *Agent) []int {
 	var all []int
 	for _, i := range a.Status().Instances {
@@ -287,6 +312,7 @@ func pids(a *Agent) []int {
 
 // A process that dies while its successor is being started does not keep its events.
 func TestUnderFire(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	o.Spec.Instances = 2
 	a := launch(t, o)
@@ -322,6 +348,7 @@ func TestUnderFire(t *testing.T) {
 }
 
 func TestUploads(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	a := launch(t, o)
 	for _, n := range []int{0, 10, 1 << 20, 3 << 20} {

@@ -187,6 +187,7 @@ func (a *Agent) end(f *flight, failure *Failure) {
 	failure.Agent = a.Name()
 	f.failure = failure
 	a.counts.failures[failure.Kind]++
+	a.record(f)
 	f.finish()
 }
 
@@ -267,6 +268,40 @@ func (a *Agent) suspect(s *stream, f *flight, alone bool, failure *Failure) {
 		return
 	}
 	a.end(f, &Failure{Kind: Poison, Detail: failure.Detail, Evidence: strings.Join(f.evidence, "\n")})
+}
+
+// record is what is held against an event that was guilty once and failed before it could be tried again. Right
+// of the 250 line the same event comes again when the agent is back.
+type record struct {
+	guilt    int
+	evidence []string
+}
+
+// maxRecords bounds how many events are remembered.
+const maxRecords = 1024
+
+// record keeps or removes what is held against an event that has failed. Under mu.
+func (a *Agent) record(f *flight) {
+	if f.guilt == 0 || f.guilt >= guiltOfTwo {
+		return
+	}
+	for id := range a.records {
+		if len(a.records) < maxRecords {
+			break
+		}
+		delete(a.records, id)
+	}
+	a.records[f.call.EventID] = record{f.guilt, f.evidence}
+}
+
+// remember holds against an event what is known of it, and reports whether that was anything. Under mu.
+func (a *Agent) remember(f *flight) bool {
+	r, known := a.records[f.call.EventID]
+	if known {
+		f.guilt, f.evidence = r.guilt, r.evidence
+		delete(a.records, f.call.EventID)
+	}
+	return known
 }
 
 // guilt of an event that was alone in flight when the process ended.

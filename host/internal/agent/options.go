@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -53,7 +54,7 @@ func (o Options) withDefaults() Options {
 	if o.Spec.MaxInFlight == 0 {
 		o.Spec.MaxInFlight = defaultMaxInFlight
 	}
-	if o.Spec.Instances == 0 {
+	if o.Spec.Instances == 0 || o.Spec.Attach != "" {
 		o.Spec.Instances = 1
 	}
 	o.Backoff = o.Backoff.withDefaults()
@@ -64,6 +65,9 @@ func (o Options) withDefaults() Options {
 func (o Options) check() error {
 	if o.Spec.Attach == "" && len(o.Spec.Command) == 0 {
 		return fmt.Errorf("agent %s: neither a command nor attach is given", o.Spec.Name)
+	}
+	if o.Spec.Attach == "" && !filepath.IsAbs(o.RunDir) {
+		return fmt.Errorf("agent %s: the run folder %q is not an absolute path", o.Spec.Name, o.RunDir)
 	}
 	return nil
 }

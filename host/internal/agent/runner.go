@@ -176,10 +176,10 @@ func (r *agentRunner) ID() string {
 	return ""
 }
 
-// PluginToHost implements runner.AddrTranslator. Only a socket in the folder of this process is accepted: an
+// PluginToHost implements runner.AddrTranslator. Only a socket below the folder of this process is accepted: an
 // agent may not have the host talk to another agent's socket.
 func (r *agentRunner) PluginToHost(network, address string) (string, string, error) {
-	if network != "unix" || filepath.Dir(filepath.Clean(address)) != r.dir {
+	if network != "unix" || !strings.HasPrefix(filepath.Clean(address), r.dir+"/") {
 		return "", "", fmt.Errorf("it listens at %s %s instead of a socket in PLUGIN_UNIX_SOCKET_DIR", network, address)
 	}
 	info, err := os.Lstat(address)

@@ -64,6 +64,7 @@ func TestHostileLogLines(t *testing.T) {
 }
 
 func TestLogIsBounded(t *testing.T) {
+	t.Parallel()
 	o, out := options(t, "chatters")
 	a := launch(t, o)
 	out.waitFor(t, "suppressed")
@@ -78,6 +79,7 @@ func TestLogIsBounded(t *testing.T) {
 
 // go-plugin's Kill has no deadline: an agent that is stopped would hold it for ever.
 func TestCloseOfAStoppedProcess(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	a, err := Launch(context.Background(), o)
 	if err != nil {
@@ -107,6 +109,7 @@ func TestCloseOfAStoppedProcess(t *testing.T) {
 
 // Its Kill gives a process two seconds and no SIGTERM.
 func TestStopping(t *testing.T) {
+	t.Parallel()
 	t.Run("cleans up for long", func(t *testing.T) {
 		o, out := options(t, "slow-exit")
 		a, err := Launch(context.Background(), o)
@@ -158,6 +161,7 @@ func TestStopping(t *testing.T) {
 
 // Its Ping and its first connection have no deadline.
 func TestStartIsBounded(t *testing.T) {
+	t.Parallel()
 	tests := []struct{ role, step, detail string }{
 		{"mute", "starting", "start_timeout"},
 		{"deaf", "starting", "start_timeout"},
@@ -279,6 +283,7 @@ func alive(pid int) bool {
 
 // It lets plugins live on under pid 1 when the host is killed. Either remedy is enough.
 func TestNoOrphans(t *testing.T) {
+	t.Parallel()
 	for _, role := range []string{"no-lifeline", "no-pdeathsig"} {
 		t.Run(role, func(t *testing.T) {
 			o, _ := options(t, "")
@@ -345,6 +350,7 @@ func TestProcessOutlivesTheThreadThatLaunchedIt(t *testing.T) {
 
 // Its server side takes 4 MiB, its client side 2 GiB: ours takes 8 MiB, and not what is larger.
 func TestMessageSizes(t *testing.T) {
+	t.Parallel()
 	o, _ := options(t, "")
 	a := launch(t, o)
 	c := event("large", "")
