@@ -14,8 +14,8 @@ PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 build: ## the host at bin/postern, each agent at bin/agents/NAME
 	@mkdir -p bin/agents
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
-	go build -trimpath -o bin/agents/ $(AGENTS:%=./plugins/%)
+	go build -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
+	go build -o bin/agents/ $(AGENTS:%=./plugins/%)
 
 run: build ## the host with the repository's config.hcl, on loopback
 	bin/postern serve --config config.hcl
