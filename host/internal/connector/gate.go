@@ -71,7 +71,6 @@ func (c *Connector) admit(conn net.Conn) {
 		return
 	}
 	if !in.greet() {
-		c.refused.Add(1)
 		return
 	}
 	select {
@@ -150,13 +149,22 @@ func (in *incoming) greet() bool {
 		_ = in.wire.Close()
 		return false
 	}
+	a, refused := in.judge(s)
+	if refused {
+		c.refused.Add(1)
+		s.TurnAway(a)
+	}
+	return !refused
+}
+
+// judge lets the client in or not: limits and addresses first, then the agents.
+func (in *incoming) judge(s *session.Session) (a wire.Answer, refused bool) {
+	remote := in.c.o.Config.Remote
 	switch {
 	case in.slot == nil:
-		s.TurnAway(wire.Answer{Reply: tooMany, Close: true})
-		return false
-	case len(c.o.Config.Remote) > 0 && !contains(c.o.Config.Remote, in.client.Addr()):
-		s.TurnAway(wire.Answer{Reply: notForUs})
-		return false
+		return wire.Answer{Reply: tooMany, Close: true}, true
+	case len(remote) > 0 && !contains(remote, in.client.Addr()):
+		return wire.Answer{Reply: notForUs}, true
 	}
 	return s.Connect()
 }

@@ -42,7 +42,7 @@ func (s *Session) Command(c *wire.Command) (a wire.Answer, pass bool) {
 	case s.turnedAway:
 		return wire.Answer{Reply: needQuit}, false
 	case s.conv.Disconnecting():
-		return wire.Answer{Reply: dropped, Close: true}, false
+		return s.disconnect(), false
 	case c.Fault != "":
 		return wire.Answer{Reply: syntax(c.Fault)}, false
 	case !known:
@@ -53,6 +53,16 @@ func (s *Session) Command(c *wire.Command) (a wire.Answer, pass bool) {
 		return wire.Answer{Reply: helloFirst}, false
 	}
 	return v.handle(s, c)
+}
+
+// disconnect is what an agent asked for that was only told something.
+func (s *Session) disconnect() wire.Answer {
+	v := s.conv.Disconnected()
+	s.blame = &v
+	if v.Reply.IsZero() {
+		v.Reply = dropped
+	}
+	return wire.Answer{Reply: v.Reply, Close: true}
 }
 
 // greetByItself greets go-smtp for a client that does not, where the connector takes mail without.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -142,6 +141,7 @@ type setup struct {
 	auth    func(user, password string) (bool, error)
 	spool   *spool
 	full    bool
+	quiet   bool // errors are expected
 }
 
 func usual() setup {
@@ -174,6 +174,9 @@ func start(t testing.TB, s setup) *host {
 	s.config.Host.DataDir = t.TempDir()
 	s.config.TLS = map[string]config.TLS{"public": {Name: "public"}}
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: os.Stderr})
+	if s.quiet {
+		logger.SetLevel(hclog.Off)
+	}
 	h := &host{t: t, spool: s.spool, ledger: &ledger{full: s.full}, log: &logBuffer{}}
 	if h.spool == nil {
 		h.spool = &spool{}
@@ -361,5 +364,3 @@ func prefixes(s ...string) (p []netip.Prefix) {
 	}
 	return p
 }
-
-var _ = fmt.Sprint

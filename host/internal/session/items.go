@@ -31,7 +31,11 @@ func (s *Session) items(v *verdictOn) ([]*queue.Item, []*tracking.Record) {
 		ID: s.tx.mail.ID, Message: s.tx.mail.ID, Origin: queue.OriginSMTP, Session: s.env,
 		Stamps: s.conv.SessionStamps().Clone(), Received: v.now, Next: v.now,
 	}
-	if !s.tx.nobody() {
+	switch {
+	case s.tx.nobody():
+	case v.poison != nil:
+		b.park()
+	default:
 		for _, m := range v.mails {
 			b.mail(m)
 		}
@@ -148,21 +152,26 @@ func (b *builder) add(m *envelope.Mail) *queue.Item {
 // copies that agents want kept beside the delivery.
 func (b *builder) copies() {
 	for _, c := range b.v.copies {
-		m := *b.s.tx.mail
-		m.Recipients = nil
-		for _, r := range b.v.recipients() {
-			kept := *r
-			m.Recipients = append(m.Recipients, &kept)
-		}
-		if c.Original {
-			m.Header, m.Body = m.OriginalHeader, m.OriginalBody
+		if c.Mail == nil {
+			continue
 		}
 		item := *b.base
 		item.ID, item.Parent = queue.ChildID(b.base, "copy "+c.Agent, c.Ordinal), b.base.ID
-		item.Mail, item.Prefix = &m, b.prefix
+		item.Mail, item.Prefix = c.Mail, b.prefix
 		item.State, item.Agent, item.Reason = queue.Quarantined, c.Agent, c.Reason
 		item.Expires = b.v.now.Add(b.s.deps.Config.Quarantine.ExpireAfter)
 		b.items = append(b.items, &item)
+	}
+}
+
+// park keeps a message that kills an agent for the operator, with the evidence.
+func (b *builder) park() {
+	for _, m := range b.v.mails {
+		b.note(m, "parked", "")
+		item := b.add(m)
+		f := b.v.poison
+		item.State, item.Agent, item.Reason, item.Evidence = queue.Parked, f.Agent, f.Error(), f.Evidence
+		b.record(tracking.Poison, m, fate{agent: f.Agent, reason: f.Error()})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/tracking"
@@ -19,6 +20,7 @@ type verdictOn struct {
 	spawns []pipeline.Spawn
 	copies []pipeline.Copy
 	hold   []string
+	poison *agent.Failure // the message kills instances of an agent: it is accepted and parked
 	tarpit time.Duration
 	now    time.Time
 }
@@ -35,14 +37,18 @@ func (s *Session) endOfData() wire.Answer {
 	}
 	v := &verdictOn{mails: []*envelope.Mail{s.tx.mail}, fates: map[int]pipeline.Verdict{}, now: time.Now()}
 	if d.outcome != nil {
-		v.add(s.tx.mail, d.outcome)
-		v.mails = d.outcome.Mails
+		v.add(d.outcome)
 	}
 	if a, refused := s.refusal(v); refused {
 		return a
 	}
-	if !s.tx.nobody() && s.conv.Subscribed(agentpb.EventKind_EVENT_KIND_END_OF_DATA) {
-		s.judgeMails(v)
+	if !s.tx.nobody() {
+		if o := s.raise(agentpb.EventKind_EVENT_KIND_END_OF_DATA, nil); o != nil {
+			v.add(o)
+			v.poison = o.Poison
+		}
+	}
+	if v.poison == nil {
 		if a, refused := s.refusal(v); refused {
 			return a
 		}
@@ -50,35 +56,14 @@ func (s *Session) endOfData() wire.Answer {
 	return s.keep(v)
 }
 
-// judgeMails raises OnEndOfData for each copy of the message: edits for some recipients at OnEndOfHeaders have made more
-// than one.
-func (s *Session) judgeMails(v *verdictOn) {
-	var mails []*envelope.Mail
-	for _, m := range v.mails {
-		m.Body, m.OriginalBody = s.tx.mail.Body, s.tx.mail.OriginalBody
-		if len(m.Recipients) == 0 {
-			continue
-		}
-		ev := s.event(agentpb.EventKind_EVENT_KIND_END_OF_DATA, nil)
-		ev.Mail = m
-		o := s.dispatch(ev)
-		v.add(m, o)
-		mails = append(mails, o.Mails...)
-	}
-	v.mails = mails
-}
-
-// add takes an outcome for the recipients of m.
-func (v *verdictOn) add(m *envelope.Mail, o *pipeline.Outcome) {
-	mails := o.Mails
-	if len(mails) == 0 {
-		mails = []*envelope.Mail{m}
+// add takes an outcome.
+func (v *verdictOn) add(o *pipeline.Outcome) {
+	if len(o.Mails) > 0 {
+		v.mails = o.Mails
 	}
 	if o.Decision != pipeline.Continue {
-		for _, copy := range mails {
-			for _, r := range copy.Recipients {
-				v.mark(r.Index, o.Verdict)
-			}
+		for _, r := range v.recipients() {
+			v.mark(r.Index, o.Verdict)
 		}
 	}
 	for index, verdict := range o.Recipients {

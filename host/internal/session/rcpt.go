@@ -68,27 +68,34 @@ func recipientOf(o *smtp.RcptOptions) *envelope.Recipient {
 
 // addRecipient raises OnRcpt.
 func (s *Session) addRecipient(r *envelope.Recipient) wire.Answer {
-	r.Address = s.path
 	m := s.tx.mail
+	r.Address, r.Index = s.path, m.NextIndex
 	traffic := m.Traffic
 	s.direct(r)
-	m.AddRecipient(r)
-	var o *pipeline.Outcome
-	if s.tx.discard == nil && s.conv.Subscribed(agentpb.EventKind_EVENT_KIND_RCPT) {
-		o = s.raise(agentpb.EventKind_EVENT_KIND_RCPT, rcptFacts(r))
-	}
+	o := s.raiseRcpt(r)
 	a, refused := s.judge(o)
 	if refused {
-		m.Recipients, m.Traffic = m.Recipients[:len(m.Recipients)-1], traffic
+		m.Traffic = traffic
 		return a
 	}
 	s.tx.accepted++
+	m.AddRecipient(r)
 	if o != nil && o.Decision == pipeline.Discard {
 		m.Recipients = m.Recipients[:len(m.Recipients)-1]
 		s.tx.gone = append(s.tx.gone, lost{r, o.Verdict})
 	}
 	a.Reply = recipientOK
 	return a
+}
+
+func (s *Session) raiseRcpt(r *envelope.Recipient) *pipeline.Outcome {
+	kind := agentpb.EventKind_EVENT_KIND_RCPT
+	if s.tx.discard != nil || !s.conv.Subscribed(kind) {
+		return nil
+	}
+	ev := s.event(kind, nil)
+	ev.Recipient = r
+	return s.dispatch(ev)
 }
 
 // direct classes the message by where it goes: a trusted client's goes out as soon as one recipient is outside.
@@ -101,10 +108,4 @@ func (s *Session) direct(r *envelope.Recipient) {
 	default:
 		m.Traffic = envelope.Outbound
 	}
-}
-
-func rcptFacts(r *envelope.Recipient) *agentpb.Arguments {
-	return &agentpb.Arguments{Event: &agentpb.Arguments_Rcpt{Rcpt: &agentpb.RcptArguments{Recipient: &agentpb.Recipient{
-		Index: uint32(r.Index),
-	}}}}
 }

@@ -112,21 +112,19 @@ var Backend = smtp.BackendFunc(func(c *smtp.Conn) (smtp.Session, error) {
 // ID of the session.
 func (s *Session) ID() string { return s.env.ID }
 
-// Connect raises OnConnect. False: the connection was refused and is over.
-func (s *Session) Connect() bool {
+// Connect raises OnConnect. A refusal is for TurnAway.
+func (s *Session) Connect() (a wire.Answer, refused bool) {
 	s.env.EarlyTalk = s.w.TLS() == nil && s.w.Pending()
-	a, refused := s.ask(agentpb.EventKind_EVENT_KIND_CONNECT, nil)
-	if !refused {
+	if a, refused = s.ask(agentpb.EventKind_EVENT_KIND_CONNECT, nil); !refused {
 		// go-smtp writes a greeting and the wire this one in its place.
 		a.Reply = envelope.Reply{Code: 220, Text: s.banner()}
 		s.w.SetAnswer(a)
-		return true
 	}
-	s.TurnAway(a)
-	return false
+	return a, refused
 }
 
-// TurnAway refuses the connection. RFC 5321 section 3.1: after 554 only QUIT is left; other refusals end it at once.
+// TurnAway refuses the connection and returns when it is over. RFC 5321 section 3.1: after 554 only QUIT is left; other
+// refusals end it at once.
 func (s *Session) TurnAway(a wire.Answer) {
 	a.Close = a.Close || a.Reply.Code != 554
 	s.turnedAway = true

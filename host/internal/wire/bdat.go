@@ -62,10 +62,7 @@ func parseChunk(arg string) (Chunk, bool) {
 // readChunk reads the octets of a chunk, for the session when it is wanted. False: the connection is over.
 func (c *Conn) readChunk(size int64, wanted bool) bool {
 	if size > c.opt.MaxDrain {
-		c.say(Answer{
-			Reply: envelope.Reply{Code: 552, Enhanced: "5.3.4", Text: "Message size exceeds fixed maximum message size"},
-			Close: true, End: EndProtocol,
-		})
+		c.say(Answer{Reply: tooLarge, Close: true, End: EndProtocol})
 		return false
 	}
 	c.body = Body{c: c}

@@ -154,7 +154,7 @@ func TestLineChecker(t *testing.T) {
 func TestDrainer(t *testing.T) {
 	for _, eol := range []string{"\r\n", "\n", "\r"} {
 		d := drainer{}
-		if !d.next([]byte("x" + eol + ".")) && !d.next([]byte(eol)) {
+		if !d.next([]byte("x"+eol+".")) && !d.next([]byte(eol)) {
 			t.Errorf("dot line with %q not found", eol)
 		}
 	}

@@ -113,6 +113,11 @@ func (c *Conn) nextCommand() bool {
 		return false
 	}
 	c.answer = a
+	if len(c.fed) > 0 {
+		// Something that the client did not send must come first.
+		c.fed = append(c.fed, fed{line: c.plain()})
+		return false
+	}
 	c.hand(c.plain())
 	return true
 }

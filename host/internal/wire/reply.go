@@ -11,6 +11,7 @@ import (
 // Replies of the wire itself.
 var (
 	internalError = envelope.Reply{Code: 421, Enhanced: "4.3.0", Text: "Internal error, closing transmission channel"}
+	tooLarge      = envelope.Reply{Code: 552, Enhanced: "5.3.4", Text: "Message size exceeds fixed maximum message size"}
 	timedOut      = envelope.Reply{Code: 421, Enhanced: "4.4.1", Text: "Connection timed out"}
 	shuttingDown  = envelope.Reply{Code: 421, Enhanced: "4.3.2", Text: "Service shutting down, closing transmission channel"}
 )
@@ -79,17 +80,31 @@ func (c *Conn) finish(r envelope.Reply) {
 		c.secret = true
 		a = Answer{Reply: r}
 	case a.Reply.IsZero() || (a.Reply.Code < 400) != (r.Code < 400):
-		a = Answer{Reply: ours(r)}
+		a = Answer{Reply: c.ours(r)}
 	}
 	c.say(a)
 }
 
 // ours replaces a reply of go-smtp by the one of this server.
-func ours(r envelope.Reply) envelope.Reply {
+func (c *Conn) ours(r envelope.Reply) envelope.Reply {
+	if r.Text == "Unable to parse SIZE as an integer" && c.cmd.declaresMuch() {
+		return tooLarge
+	}
 	if known, ok := goSMTP[r.Text]; ok && r.Code >= 400 {
 		return known
 	}
 	return r
+}
+
+// declaresMuch reports whether SIZE is a number, which go-smtp reads only up to 32 bits.
+func (c *Command) declaresMuch() bool {
+	for _, p := range strings.Fields(c.params) {
+		key, value, _ := strings.Cut(p, "=")
+		if strings.EqualFold(key, "SIZE") {
+			return value != "" && strings.Trim(value, "0123456789") == ""
+		}
+	}
+	return false
 }
 
 // Say writes an answer of the session outside of a command: the greeting.
