@@ -69,8 +69,8 @@ func (d *Diagnostics) count(severity Severity) int {
 	return n
 }
 
-// Error is the errors on a line each, for callers that want an error; nil without.
-func (d *Diagnostics) Error() error {
+// Err is the errors on a line each, for callers that want an error; nil without.
+func (d *Diagnostics) Err() error {
 	if !d.Errors() {
 		return nil
 	}

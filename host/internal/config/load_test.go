@@ -187,7 +187,7 @@ func mustLoad(t *testing.T, text string) *Config {
 		t.Fatal(err)
 	}
 	c, diags := Load(path, fakeOptions(t))
-	if err := diags.Error(); err != nil {
+	if err := diags.Err(); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -198,7 +198,7 @@ func TestRepositorySample(t *testing.T) {
 	o.Describe = nil // the real agents' schemas are not known here
 	_, diags := Load("../../../config.hcl", o)
 	if len(diags.All()) > 0 {
-		t.Errorf("%v %v", diags.Error(), diags.All())
+		t.Errorf("%v %v", diags.Err(), diags.All())
 	}
 }
 
@@ -206,8 +206,8 @@ func TestUnreadable(t *testing.T) {
 	dir := t.TempDir()
 	for _, path := range []string{filepath.Join(dir, "none.hcl"), dir} {
 		c, diags := Load(path, Options{})
-		if c != nil || !diags.Errors() || !strings.HasPrefix(diags.Error().Error(), path+": ") {
-			t.Errorf("%s: %v", path, diags.Error())
+		if c != nil || !diags.Errors() || !strings.HasPrefix(diags.Err().Error(), path+": ") {
+			t.Errorf("%s: %v", path, diags.Err())
 		}
 	}
 }
@@ -223,6 +223,6 @@ func TestTypesFromEnvironment(t *testing.T) {
 	}
 	c, diags := Load(path, Options{})
 	if c == nil || c.Queue.MaxPerHop != 7 || !c.LogJSON || c.Host.MaxHops != 30 {
-		t.Errorf("%+v %v", c, diags.Error())
+		t.Errorf("%+v %v", c, diags.Err())
 	}
 }

@@ -18,11 +18,10 @@ type blockType struct {
 	doc      string
 	options  []option
 	blocks   []*blockType
-	min, max int    // how many may stand there; max 0: no limit
-	unique   bool   // no two with the same labels
-	later    bool   // documented, comes in a later version
-	foreign  bool   // decoded elsewhere, with an agent's schema
-	example  string // HCL for the documentation
+	min, max int  // how many may stand there; max 0: no limit
+	unique   bool // no two with the same labels
+	later    bool // documented, comes in a later version
+	foreign  bool // decoded elsewhere, with an agent's schema
 }
 
 // option describes one argument of a block.
