@@ -1,0 +1,143 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/posternmail/postern/host/internal/admin"
+)
+
+func agentCommand(a *app) *command {
+	return &command{name: "agent", short: "Look at the agents, restart one, make a new one.", subs: []*command{
+		agentListCommand(a), agentShowCommand(a), agentRestartCommand(a), agentNewCommand(a), agentRunCommand(a),
+	}}
+}
+
+func agentListCommand(a *app) *command {
+	return &command{
+		name: "list", short: "List the configured agents in the order of priority.", json: true, host: true,
+		run: func(ctx context.Context, _ []string) error {
+			var agents []admin.Agent
+			if err := a.get(ctx, "/v1/agents", nil, &agents); err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(agents)
+			}
+			t := columns("PRIORITY>", "AGENT", "VERSION", "CATEGORY", "STATE", "UP", "IN FLIGHT>", "RESTARTS>", "CALLS>", "P99>")
+			for i := range agents {
+				row := a.agentRow(&agents[i])
+				t.row(append([]string{fmt.Sprint(agents[i].Priority), row[0], row[1], orDash(agents[i].Category)}, row[2:]...)...)
+			}
+			a.list(t, "no agents are configured")
+			return nil
+		},
+	}
+}
+
+func agentShowCommand(a *app) *command {
+	return &command{
+		name: "show", args: "NAME", short: "Show one agent: its processes, what it reads and may change, what it has answered.",
+		min: 1, max: 1, json: true, host: true,
+		run: func(ctx context.Context, args []string) error {
+			var one admin.Agent
+			if err := a.get(ctx, "/v1/agents/"+args[0], nil, &one); err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(one)
+			}
+			a.printAgent(&one)
+			return nil
+		},
+	}
+}
+
+func (a *app) printAgent(one *admin.Agent) {
+	facts := &table{}
+	facts.row("agent", one.Name)
+	facts.row("state", one.State)
+	facts.row("version", strings.TrimSpace(orDash(one.Version)+" "+inBrackets(one.SDK)))
+	facts.row("does", orDash(one.Summary))
+	facts.row("category", orDash(one.Category))
+	facts.row("priority", fmt.Sprint(one.Priority))
+	facts.row("command", orDash(strings.Join(one.Command, " ")))
+	facts.row("breaches", strings.TrimSpace(fmt.Sprint(one.Breaches)+" "+inBrackets(strings.Join(one.Faults, ", "))))
+	facts.row("dead letters", fmt.Sprint(one.Dead))
+	facts.print(a.stdout, a.width)
+
+	instances := columns("INSTANCE>", "PID>", "STATE", "SINCE", "VERSION", "IN FLIGHT>", "RESTARTS>", "LAST EXIT")
+	for _, i := range one.Instances {
+		instances.row(fmt.Sprint(i.Number), number(i.PID), i.State, stamp(i.Since), orDash(i.Version), fmt.Sprint(i.InFlight),
+			fmt.Sprint(i.Restarts), orDash(i.Reason))
+	}
+	a.printf("\n")
+	instances.print(a.stdout, a.width)
+
+	events := columns("EVENT", "CALLS>", "MEDIAN>", "P99>", "ANSWERS", "READS", "MAY CHANGE")
+	for _, e := range one.Events {
+		median, p99 := "-", "-"
+		if e.Calls > 0 {
+			median, p99 = "<"+micros(e.Median), "<"+micros(e.P99)
+		}
+		events.row(e.Event, fmt.Sprint(e.Calls), median, p99, orDash(counts(e.Verdicts)), orDash(strings.Join(e.Reads, ", ")),
+			orDash(strings.Join(e.Changes, ", ")))
+	}
+	a.printf("\n")
+	events.print(a.stdout, a.width)
+	a.printStderr(one.Instances)
+}
+
+func (a *app) printStderr(instances []admin.Instance) {
+	for _, i := range instances {
+		if len(i.Stderr) == 0 {
+			continue
+		}
+		a.printf("\nlast lines of instance %d:\n", i.Number)
+		for _, line := range i.Stderr {
+			a.printf("  %s\n", printable(line))
+		}
+	}
+}
+
+func counts(verdicts map[string]uint64) string {
+	var parts []string
+	for _, verdict := range slices.Sorted(maps.Keys(verdicts)) {
+		parts = append(parts, fmt.Sprintf("%s %d", verdict, verdicts[verdict]))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func inBrackets(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "(" + s + ")"
+}
+
+func micros(n int64) string { return span(time.Duration(n) * time.Microsecond) }
+
+func agentRestartCommand(a *app) *command {
+	return &command{
+		name: "restart", args: "NAME", short: "Replace the processes of an agent one after another; no mail is held up.",
+		min: 1, max: 1, json: true, host: true,
+		run: func(ctx context.Context, args []string) error {
+			var one admin.Agent
+			if !a.json {
+				fmt.Fprintf(a.stderr, "restarting %s...\n", printable(args[0]))
+			}
+			if err := a.post(ctx, "/v1/agents/"+args[0]+"/restart", struct{}{}, &one); err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(one)
+			}
+			a.printf("agent %s %s is %s\n", printable(one.Name), printable(one.Version), printable(one.State))
+			return nil
+		},
+	}
+}

@@ -1,0 +1,72 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/posternmail/postern/host"
+	"github.com/posternmail/postern/host/internal/agent"
+	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/replay"
+	"github.com/posternmail/postern/sdk/agentpb"
+)
+
+// loadWithAgents reads the configuration and has every agent check its own block, in short-lived processes.
+func (a *app) loadWithAgents(ctx context.Context) (*config.Config, *config.Diagnostics, error) {
+	dir, err := os.MkdirTemp("", "postern-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("folder of the agents: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	var facts *agentpb.HostFacts
+	asked := func(spec config.Agent) agent.Options {
+		return agent.Options{Spec: spec, Host: facts, RunDir: dir, Logger: a.logger("agent")}
+	}
+	c, found := config.Load(a.config, config.Options{
+		Known: func(c *config.Config) { facts = host.HostFacts(c, a.version) },
+		Describe: func(ctx context.Context, spec config.Agent) (*agentpb.DescribeResponse, error) {
+			return agent.Describe(ctx, asked(spec))
+		},
+		Validate: func(ctx context.Context, spec config.Agent, block []byte) ([]*agentpb.Diagnostic, error) {
+			return agent.Validate(ctx, asked(spec), block)
+		},
+		Context: ctx,
+	})
+	return c, found, nil
+}
+
+// loadOrExplain is loadWithAgents for commands that need a configuration without errors.
+func (a *app) loadOrExplain(ctx context.Context) (*config.Config, error) {
+	c, found, err := a.loadWithAgents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if found.Errors() {
+		found.Print(a.stderr, a.width, a.color)
+		count, _ := found.Count()
+		return nil, fmt.Errorf("%s: %s", a.config, plural(count, "error"))
+	}
+	return c, nil
+}
+
+// hire starts the agents of the configuration beside those of a running host.
+func (a *app) hire(ctx context.Context, c *config.Config) (*replay.Crew, error) {
+	return replay.Hire(ctx, replay.CrewOptions{
+		Config: c, Facts: host.HostFacts(c, a.version), Logger: a.logger("agents"),
+		State: func(name string) string { return stateDir(c, name) },
+	})
+}
+
+// stateDir is where an agent of the running host keeps what it must not forget.
+func stateDir(c *config.Config, name string) string {
+	return filepath.Join(c.Host.DataDir, "agents", name)
+}
+
+// logger of parts that run inside a command: only what is wrong is worth a line.
+func (a *app) logger(name string) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Warn, Output: a.stderr})
+}
