@@ -84,8 +84,9 @@ func Parse(s string) (Mailbox, error) {
 	if err != nil {
 		return Mailbox{}, err
 	}
-	if len(local) > MaxLocal {
-		return Mailbox{}, fmt.Errorf("%w: local part of %d octets, at most %d", ErrTooLong, len(local), MaxLocal)
+	// As it is written, with its quotes.
+	if n := len(s) - len(rest); n > MaxLocal {
+		return Mailbox{}, fmt.Errorf("%w: local part of %d octets, at most %d", ErrTooLong, n, MaxLocal)
 	}
 	return Mailbox{Local: local, Domain: domain}, nil
 }
@@ -240,6 +241,8 @@ func isLabel(s string) bool {
 	for _, r := range s {
 		switch {
 		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
+		case r == 0x3002, r == 0xFF0E, r == 0xFF61:
+			return false // dots to RFC 3490 section 3.1: more than one label
 		case r >= 0xA0: // C1 controls (0x80 to 0x9F) are no part of any name
 		default:
 			return false
