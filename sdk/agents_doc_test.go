@@ -71,7 +71,8 @@ func TestGuide(t *testing.T) {
 	for _, command := range [][]string{{"vet", "./..."}, {"test", "./agent"}} {
 		cmd := exec.Command("go", command...)
 		cmd.Dir = dir
-		if out, err := cmd.CombinedOutput(); err != nil {
+		out, err := cmd.CombinedOutput()
+		if err != nil || strings.Contains(string(out), "no packages") {
 			t.Errorf("go %s: %v\n%s", strings.Join(command, " "), err, out)
 		}
 	}
