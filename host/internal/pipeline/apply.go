@@ -610,9 +610,6 @@ func (r *run) noteFailed(q *question, verdict, why string) {
 // place of the first.
 func (r *run) noteAnswer(p *proposal) int {
 	first := len(r.out.Steps)
-	if r.out.Steps == nil {
-		r.out.Steps = make([]tracking.Verdict, 0, 4)
-	}
 	for _, v := range p.verdicts {
 		r.out.Steps = append(r.out.Steps, tracking.Verdict{
 			Agent: p.name, Version: p.runs(), Event: eventNames[p.kind], Verdict: verdictWord(v.GetKind()),

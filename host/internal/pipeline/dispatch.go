@@ -12,6 +12,7 @@ import (
 	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/tables"
+	"github.com/posternmail/postern/host/internal/tracking"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -84,6 +85,11 @@ func (ev *Event) fillRecipient() {
 
 // all runs the stages until one agent ends the event.
 func (r *run) all(stages []stage) {
+	asks := 0
+	for i := range stages {
+		asks += len(stages[i].asks)
+	}
+	r.out.Steps = make([]tracking.Verdict, 0, asks)
 	for i := range stages {
 		if r.stopped {
 			return
@@ -143,9 +149,13 @@ func (r *run) stage(asks []*ask) {
 	}
 }
 
-// start asks an agent about each copy, without waiting for answers.
+// start asks an agent about each copy, without waiting for answers. One that reads what it writes is asked about the
+// first copy only: what it says there it is shown with the next.
 func (r *run) start(ctx context.Context, a *ask) (list []*question) {
-	for _, d := range r.drafts {
+	for i, d := range r.drafts {
+		if i > 0 && a.readsItself {
+			break
+		}
 		q := r.prepare(a, d)
 		list = append(list, q)
 		if q.skip {

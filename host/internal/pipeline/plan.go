@@ -52,6 +52,8 @@ type ask struct {
 	onFailure string
 	timeout   time.Duration
 	touches   touches
+
+	readsItself bool // it reads stamps that it may change
 }
 
 // NewPlan sorts members by priority. Equal priorities are an error that names both agents.
@@ -123,6 +125,7 @@ func (m *member) ask(sub *agentpb.Subscription) *ask {
 	}
 	a.onFailure = m.failure(a)
 	a.touches = newTouches(a)
+	a.readsItself = a.touches.changeStamps.meet(a.touches.readStamps) != ""
 	return a
 }
 
