@@ -170,8 +170,7 @@ func (s *diskStore) openBody(id contentID, size int64) (*envelope.Body, error) {
 		return nil, fmt.Errorf("opening body file: %w", err)
 	}
 	if info, err := f.Stat(); err != nil || info.Size() != size {
-		_ = f.Close()
-		return nil, fmt.Errorf("opening body file %s: it should have %d bytes: %v", bodyName(id), size, err)
+		return nil, errors.Join(fmt.Errorf("body file %s is not of %d bytes", bodyName(id), size), err, f.Close())
 	}
 	return envelope.FileBody(f, size), nil
 }

@@ -144,6 +144,9 @@ func (s *diskStore) open(dir string) error {
 	if err := s.checkVersion(dir); err != nil {
 		return err
 	}
+	if err := syncDir(s.files, dir); err != nil {
+		return err
+	}
 	if err := s.openRecords(); err != nil {
 		return err
 	}
@@ -153,16 +156,13 @@ func (s *diskStore) open(dir string) error {
 	return s.sweep()
 }
 
-// makeDirs makes directories and sees to it that a power cut leaves them there: every name on the way is synced.
+// makeDirs makes directories and sees to it that a power cut leaves dir there: every name on the way to it is synced.
 // Directories above that may not be opened were not made by us.
 func makeDirs(files vfs.FS, dir string, below ...string) error {
 	for _, d := range append([]string{dir}, below...) {
 		if err := files.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
-	}
-	if err := syncDir(files, dir); err != nil {
-		return err
 	}
 	for up := files.PathDir(dir); ; up = files.PathDir(up) {
 		err := syncDir(files, up)
@@ -198,7 +198,7 @@ func (s *diskStore) checkVersion(dir string) error {
 	path := s.files.PathJoin(dir, versionName)
 	f, err := s.files.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return s.writeVersion(dir, path)
+		return s.writeVersion(path)
 	}
 	if err != nil {
 		return err
@@ -216,7 +216,7 @@ func (s *diskStore) checkVersion(dir string) error {
 	return nil
 }
 
-func (s *diskStore) writeVersion(dir, path string) error {
+func (s *diskStore) writeVersion(path string) error {
 	f, err := s.files.Create(path+".new", writeCategory)
 	if err != nil {
 		return err
@@ -225,10 +225,7 @@ func (s *diskStore) writeVersion(dir, path string) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := s.files.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(s.files, dir)
+	return s.files.Rename(path+".new", path)
 }
 
 // openRecords opens the record engine. What it reports as fatal ends the goroutine that it is reported in, so it
@@ -274,12 +271,15 @@ func (s *diskStore) engineOptions(cache *pebble.Cache) *pebble.Options {
 // flushed notes whether the engine can write its tables. While it cannot, memory would fill with what it cannot
 // write, and it would let writers wait without end.
 func (s *diskStore) flushed(info pebble.FlushInfo) {
-	if info.Err == nil {
+	if info.Err == nil || info.Err.Error() == emptyFlush {
 		s.flushing.Store(nil)
 		return
 	}
 	s.flushing.Store(&info.Err)
 }
+
+// emptyFlush is what the engine calls a flush of which nothing was left to be written: all items had gone.
+const emptyFlush = "pebble: empty table"
 
 // engineLog hands the engine's messages to the log.
 type engineLog struct{ s *diskStore }
