@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/encoding"
@@ -51,6 +52,9 @@ type batch struct {
 	cancel []uint64
 	ping   uint64 // nonce; 0: none
 }
+
+// batches holds empty ones.
+var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // empty reports whether there is nothing to send.
 func (b *batch) empty() bool { return len(b.events) == 0 && len(b.cancel) == 0 && b.ping == 0 }

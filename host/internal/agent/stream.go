@@ -35,6 +35,7 @@ type stream struct {
 	nonce     uint64    // of the last ping sent
 	asked     time.Time // of the oldest ping without a sign of life since; zero: none
 	idle      bool      // the writer sleeps
+	borrowed  bool      // a caller sends in its place
 	drained   chan struct{}
 	draining  bool
 }
@@ -73,7 +74,7 @@ func (s *stream) load() int { return len(s.flights) + len(s.abandoned) }
 
 // awake tells the writer that something is waiting. Under Agent.mu.
 func (s *stream) awake() {
-	if !s.idle {
+	if !s.idle || s.borrowed {
 		return
 	}
 	s.idle = false
@@ -81,6 +82,27 @@ func (s *stream) awake() {
 	case s.wake <- struct{}{}:
 	default:
 	}
+}
+
+// quiet reports whether nothing waits to be sent. Under Agent.mu.
+func (s *stream) quiet() bool { return len(s.waiting) == 0 && len(s.cancels) == 0 && s.ping == 0 }
+
+// fill moves what waits into b, as much as a batch may hold. Under Agent.mu.
+func (s *stream) fill(b *batch) {
+	now, bytes, n := time.Now(), 0, 0
+	for _, f := range s.waiting {
+		if n == maxBatchEvents || n > 0 && bytes+f.size > maxBatchBytes {
+			break
+		}
+		f.sent, f.since = true, now
+		b.events = append(b.events, f.wire())
+		bytes += f.size
+		n++
+	}
+	s.waiting = slices.Delete(s.waiting, 0, n)
+	b.cancel = append(b.cancel, s.cancels...)
+	s.cancels = s.cancels[:0]
+	b.ping, s.ping = s.ping, 0
 }
 
 // read receives answers until the stream ends.
