@@ -672,20 +672,27 @@ func (p *proposal) stampsInWords() (words []string) {
 
 // verdictWord is a kind as the ledger writes it: "reject".
 func verdictWord(k agentpb.VerdictKind) string {
-	if name, ok := agentpb.VerdictKind_name[int32(k)]; ok {
-		return verdictWords[name]
+	if k >= 0 && int(k) < len(verdictWords) {
+		return verdictWords[k]
 	}
 	return "unknown verdict " + strconv.Itoa(int(k))
 }
 
 // verdictWords never change.
-var verdictWords = func() map[string]string {
-	words := map[string]string{}
-	for _, name := range agentpb.VerdictKind_name {
-		words[name] = strings.ToLower(strings.TrimPrefix(name, "VERDICT_KIND_"))
-	}
-	return words
-}()
+var verdictWords = [...]string{
+	agentpb.VerdictKind_VERDICT_KIND_UNSPECIFIED:  "unspecified",
+	agentpb.VerdictKind_VERDICT_KIND_CONTINUE:     "continue",
+	agentpb.VerdictKind_VERDICT_KIND_DONE:         "done",
+	agentpb.VerdictKind_VERDICT_KIND_REJECT:       "reject",
+	agentpb.VerdictKind_VERDICT_KIND_DEFER:        "defer",
+	agentpb.VerdictKind_VERDICT_KIND_DISCONNECT:   "disconnect",
+	agentpb.VerdictKind_VERDICT_KIND_DISCARD:      "discard",
+	agentpb.VerdictKind_VERDICT_KIND_QUARANTINE:   "quarantine",
+	agentpb.VerdictKind_VERDICT_KIND_TARPIT:       "tarpit",
+	agentpb.VerdictKind_VERDICT_KIND_BYPASS:       "bypass",
+	agentpb.VerdictKind_VERDICT_KIND_FAIL:         "fail",
+	agentpb.VerdictKind_VERDICT_KIND_UNDETERMINED: "undetermined",
+}
 
 // replyText is the complete reply for the ledger, where there is one.
 func replyText(complete envelope.Reply, otherwise string) string {

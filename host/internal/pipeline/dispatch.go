@@ -387,8 +387,8 @@ func (r *run) makeHead() ([]byte, error) {
 		return r.head, nil
 	}
 	head := headFacts(r.ev, r.conv.session, r.traffic, r.now)
-	if r.ev.Kind == agentpb.EventKind_EVENT_KIND_RCPT {
-		head.Arguments = nil // stands with the envelope, since an agent may rewrite the recipient
+	if r.ev.Kind != agentpb.EventKind_EVENT_KIND_RCPT { // there they stand with the envelope: an agent may rewrite them
+		head.Arguments = arguments(r.ev)
 	}
 	if r.ev.Mail != nil && hasMessage(r.ev.Kind, r.ev.Mail) {
 		head.Message = messageFacts(r.ev.Kind, r.ev.Mail, r.beganWith())

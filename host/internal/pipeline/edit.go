@@ -399,6 +399,9 @@ func (r *run) route(rcpt *envelope.Recipient, domain string) {
 
 // applyEdits does the changes of p. Those for some recipients get a copy of the mail.
 func (r *run) applyEdits(p *proposal) {
+	if len(p.changes) == 0 {
+		return
+	}
 	works := []*working{{run: r, by: p.question, draft: p.draft}}
 	for i := range p.changes {
 		c := &p.changes[i]

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"bytes"
 	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -15,6 +16,7 @@ import (
 // (OnSchedule). The message facts are those of the mail as it is now.
 func Facts(ev *Event, s *envelope.Session, traffic envelope.Traffic, now time.Time) *agentpb.Event {
 	e := headFacts(ev, s, traffic, now)
+	e.Arguments = arguments(ev)
 	if s != nil {
 		proto.Merge(e, &agentpb.Event{Session: sessionFacts(s)})
 	}
@@ -25,10 +27,11 @@ func Facts(ev *Event, s *envelope.Session, traffic envelope.Traffic, now time.Ti
 	return e
 }
 
-// headFacts is what changes from event to event; of the session its counters and class of traffic.
+// headFacts is what changes from event to event, without the arguments; of the session its counters and class of
+// traffic.
 func headFacts(ev *Event, s *envelope.Session, traffic envelope.Traffic, now time.Time) *agentpb.Event {
 	e := &agentpb.Event{
-		EventId: ev.ID, Kind: ev.Kind, TimeUnixNanos: now.UnixNano(), DryRun: ev.DryRun, Arguments: arguments(ev),
+		EventId: ev.ID, Kind: ev.Kind, TimeUnixNanos: now.UnixNano(), DryRun: ev.DryRun,
 	}
 	if s != nil {
 		e.Session = &agentpb.Session{
@@ -62,15 +65,18 @@ func sessionFacts(s *envelope.Session) *agentpb.Session {
 	}
 	if t := s.TLS; t != nil {
 		f.Tls = &agentpb.Tls{
-			Version: t.Version, CipherSuite: t.CipherSuite, ServerName: t.ServerName,
-			ClientSubject: t.ClientSubject, ClientVerified: t.ClientVerified,
+			Version: t.Version, CipherSuite: t.CipherSuite, ServerName: valid(t.ServerName),
+			ClientSubject: valid(t.ClientSubject), ClientVerified: t.ClientVerified,
 		}
 	}
 	if a := s.Auth; a != nil {
-		f.Authentication = &agentpb.Authentication{Mechanism: a.Mechanism, Identity: a.Identity}
+		f.Authentication = &agentpb.Authentication{Mechanism: valid(a.Mechanism), Identity: valid(a.Identity)}
 	}
 	return f
 }
+
+// valid makes a string of the client's fit for protobuf, which takes UTF-8 only.
+func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 func addressBytes(a netip.Addr) []byte {
 	if !a.IsValid() {
