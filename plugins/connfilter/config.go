@@ -26,7 +26,7 @@ type Config struct {
 type List struct {
 	Entries  []Entry  `hcl:"entry,block" doc:"a network with a comment and an expiry"`
 	Networks []string `hcl:"networks,optional" doc:"addresses, prefixes (192.0.2.0/24) and ranges (192.0.2.1-192.0.2.9)"`
-	Files    []string `hcl:"files,optional" doc:"files with a network a line; # starts a comment, and \"expires=2026-12-31\" may follow the network"`
+	Files    []string `hcl:"files,optional" format:"path" doc:"files with a network a line; # starts a comment, and \"expires=2026-12-31\" may follow the network"`
 }
 
 // Entry of a list.
