@@ -53,6 +53,13 @@ func (s *spool) all() []*queue.Item {
 	return append([]*queue.Item(nil), s.items...)
 }
 
+// forget drops what was kept, for tests that go on for long.
+func (s *spool) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.items = nil
+}
+
 type memoryBody struct{ bytes.Buffer }
 
 func (b *memoryBody) Finish() (*envelope.Body, error) { return envelope.MemoryBody(b.Bytes()), nil }
@@ -81,6 +88,12 @@ func (l *ledger) Write(r *tracking.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.records = append(l.records, *r)
+}
+
+func (l *ledger) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.records = nil
 }
 
 // wait for n records of an event.
@@ -171,6 +184,12 @@ func usual() setup {
 
 func start(t testing.TB, s setup) *host {
 	t.Helper()
+	return startWith(t, s, nil)
+}
+
+// startWith starts a host with a store of one's own; nil: the setup's.
+func startWith(t testing.TB, s setup, store session.Spool) *host {
+	t.Helper()
 	s.config.Host.DataDir = t.TempDir()
 	s.config.TLS = map[string]config.TLS{"public": {Name: "public"}}
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: os.Stderr})
@@ -181,6 +200,9 @@ func start(t testing.TB, s setup) *host {
 	if h.spool == nil {
 		h.spool = &spool{}
 	}
+	if store == nil {
+		store = h.spool
+	}
 	var err error
 	if h.tls, err = connector.LoadCertificates(&s.config, logger); err != nil {
 		t.Fatal(err)
@@ -190,7 +212,7 @@ func start(t testing.TB, s setup) *host {
 		p.SetPlan(s.plan)
 	}
 	h.deps = session.Deps{
-		Pipeline: p, Store: h.spool, Ledger: h.ledger, Config: &s.config, Authenticate: s.auth, Logger: logger,
+		Pipeline: p, Store: store, Ledger: h.ledger, Config: &s.config, Authenticate: s.auth, Logger: logger,
 	}
 	o := connector.Options{Config: s.receive, Host: s.config.Host, TLS: h.tls.Config(s.receive.TLS), Session: h.deps, Logger: logger}
 	if s.receive.ProtocolLog {
