@@ -56,6 +56,7 @@ type discarded struct {
 func (p *pass) run() {
 	parts := []part{{mail: p.draft()}}
 	for _, step := range []func([]part) []part{
+		p.missed,
 		p.event(agentpb.EventKind_EVENT_KIND_SUBMITTED),
 		p.resolve,
 		p.event(agentpb.EventKind_EVENT_KIND_RESOLVED),
@@ -108,6 +109,52 @@ func (p *pass) event(kind agentpb.EventKind) func([]part) []part {
 	}
 }
 
+// missed shows the message to agents that on_failure "hold" let it pass at the end of data.
+func (p *pass) missed(parts []part) []part {
+	const kind = agentpb.EventKind_EVENT_KIND_END_OF_DATA
+	for _, agent := range p.item.Missed {
+		var out []part
+		for i, c := range parts {
+			ev := &pipeline.Event{Kind: kind, ID: p.item.ID + " OnEndOfData " + agent + " " + strconv.Itoa(i+1), Mail: c.mail, Only: agent}
+			o := p.conv.Raise(p.ctx, ev)
+			if len(o.Hold) > 0 {
+				p.result.Steps = append(p.result.Steps, o.Steps...)
+				p.wait(agent)
+				return nil
+			}
+			p.afterAcceptance(o)
+			out = append(out, p.apply(kind, i, c, o)...)
+			if p.stopped {
+				return nil
+			}
+		}
+		parts = slices.DeleteFunc(out, func(c part) bool { return len(c.mail.Recipients) == 0 })
+	}
+	return parts
+}
+
+// afterAcceptance turns refusals of a message that was accepted long ago into what is still possible. Only a sender
+// that has authenticated is told: anything else would be backscatter.
+func (p *pass) afterAcceptance(o *pipeline.Outcome) {
+	if p.item.Session.Auth != nil {
+		return
+	}
+	instead := pipeline.Quarantine
+	if p.config.Host.OnPartialReject == "discard" {
+		instead = pipeline.Discard
+	}
+	soften := func(v pipeline.Verdict) pipeline.Verdict {
+		if v.Decision == pipeline.Reject || v.Decision == pipeline.Disconnect {
+			v.Decision = instead
+		}
+		return v
+	}
+	o.Verdict = soften(o.Verdict)
+	for i, v := range o.Recipients {
+		o.Recipients[i] = soften(v)
+	}
+}
+
 // newEvent has an id that is the same each time the item is processed.
 func (p *pass) newEvent(kind agentpb.EventKind, m *envelope.Mail, i, n int) *pipeline.Event {
 	return &pipeline.Event{
@@ -135,8 +182,8 @@ func (p *pass) apply(kind agentpb.EventKind, nth int, c part, o *pipeline.Outcom
 		p.wait(o.WaitFor)
 		return nil
 	}
-	p.keepCopies(kind, nth, c.mail, o.Copies)
-	p.spawn(o.Spawns)
+	p.keepCopies(kind, nth, o.Copies)
+	p.spawn(nth, o.Spawns)
 	p.fail(o.Fails, false)
 	if o.Decision != pipeline.Continue {
 		p.decide(kind, c.mail, c.mail.Recipients, o.Verdict)
@@ -285,7 +332,7 @@ func sameBytes(a, b []byte) bool {
 }
 
 func (p *pass) routed(item queue.Item, c part) *queue.Item {
-	item.Mail, item.Routed, item.Hop, item.State = c.mail, true, c.hop, queue.Ready
+	item.Mail, item.Routed, item.Hop, item.State, item.Missed = c.mail, true, c.hop, queue.Ready, nil
 	return &item
 }
 
@@ -296,7 +343,7 @@ func (p *pass) child(cause string, ordinal int, m *envelope.Mail) queue.Item {
 	item.Parent = p.item.ID
 	item.Mail = m
 	item.State, item.Routed, item.Hop, item.Attempts, item.Next = queue.Ready, false, "", 0, p.started
-	item.WaitingFor, item.LastError = "", ""
+	item.WaitingFor, item.LastError, item.Missed = "", "", nil
 	return item
 }
 
@@ -306,7 +353,7 @@ func (p *pass) again(ordinal int, l postponed) *queue.Item {
 	m.Recipients = l.recipients
 	item := p.child("later", ordinal, m)
 	item.Next, item.LastError = l.until, l.reason
-	item.Attempts = p.item.Attempts
+	item.Attempts, item.Missed = p.item.Attempts, p.item.Missed
 	return &item
 }
 
@@ -318,15 +365,11 @@ func (p *pass) quarantine(kind agentpb.EventKind, m *envelope.Mail, agent, reaso
 	p.extra = append(p.extra, &item)
 }
 
-// keepCopies makes the quarantined copies that agents asked for beside the delivery.
-func (p *pass) keepCopies(kind agentpb.EventKind, nth int, m *envelope.Mail, copies []pipeline.Copy) {
+// keepCopies makes the quarantined copies that agents asked for beside the delivery of the nth part.
+func (p *pass) keepCopies(kind agentpb.EventKind, nth int, copies []pipeline.Copy) {
 	for _, k := range copies {
-		kept := *m
-		if k.Original {
-			kept.Header, kept.Body = m.OriginalHeader, m.OriginalBody
-		}
 		cause := fmt.Sprintf("copy %s %s %d", k.Agent, pipeline.EventName(kind), nth)
-		item := p.child(cause, k.Ordinal, &kept)
+		item := p.child(cause, k.Ordinal, k.Mail)
 		item.State, item.Agent, item.Reason = queue.Quarantined, k.Agent, k.Reason
 		item.Expires = p.started.Add(p.config.Quarantine.ExpireAfter)
 		p.extra = append(p.extra, &item)

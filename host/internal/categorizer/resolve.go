@@ -146,7 +146,9 @@ func (x *expansion) known(r *envelope.Recipient, domain *config.AcceptedDomain) 
 			x.expand(r, members)
 			return
 		}
-	case !ok && domain.Type == config.Authoritative && directory.Covers(x.tables, r.Address.Domain):
+	case ok, domain.Type != config.Authoritative, strings.EqualFold(r.Address.Local, "postmaster"):
+		// RFC 5321 section 4.5.1: mail for postmaster is never refused for want of a mailbox.
+	case directory.Covers(x.tables, r.Address.Domain):
 		x.failWith(r, "5.1.1", "user unknown")
 		return
 	}

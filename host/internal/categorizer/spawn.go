@@ -1,6 +1,8 @@
 package categorizer
 
 import (
+	"strconv"
+
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -12,9 +14,12 @@ import (
 // MaxAllowedAgentGeneratedMessageDepth, which here is always on.
 const maxDepth = 3
 
-// spawn makes items of the messages that agents sent.
-func (p *pass) spawn(spawns []pipeline.Spawn) {
+// spawn makes items of the messages that agents sent when they saw the nth part.
+func (p *pass) spawn(nth int, spawns []pipeline.Spawn) {
 	for _, s := range spawns {
+		if nth > 0 {
+			s.Cause += " " + strconv.Itoa(nth)
+		}
 		if p.item.Depth >= maxDepth {
 			p.log.Warn("message of an agent stopped: a loop of agents", "agent", s.Agent, "item", p.item.ID)
 			p.ledger.Write(&tracking.Record{Event: tracking.Drop, Message: p.item.Message, Item: p.item.ID,

@@ -33,6 +33,7 @@ type Result struct {
 	Remote  string                  // "mx.example [192.0.2.1]:25", a path for a drop directory; "" none was reached
 	TLS     string                  // "TLS 1.3 TLS_AES_128_GCM_SHA256", "" without
 	InDoubt bool                    // the reply to the final dot was lost: the next hop may have it already
+	Passed  bool                    // the next hop offers DSN: telling the sender is its task now (RFC 3461 section 5.2.1)
 }
 
 // Delivery delivers items. It is safe for concurrent use.
@@ -123,6 +124,7 @@ func Apply(item *queue.Item, results []Result) {
 			continue
 		}
 		r.State, r.Reply, r.Remote = res.State, res.Reply, res.Remote
+		r.Reported = r.Reported || res.Passed
 	}
 }
 

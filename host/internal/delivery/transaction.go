@@ -401,7 +401,9 @@ func (t *transaction) finish(list []*envelope.Recipient, rep envelope.Reply) *fa
 		case !positive(rep):
 			t.refuse(r, rep, t.client)
 		case t.ext.dsn:
-			t.settle(r, envelope.Delivered, rep, t.client)
+			t.settle(r, envelope.Delivered, rep, t.client).Passed = true
+		case t.connector.LMTP != "":
+			t.settle(r, envelope.Delivered, rep, t.client) // LMTP is final delivery (RFC 2033 section 1)
 		default:
 			t.settle(r, envelope.Relayed, rep, t.client)
 		}
