@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -175,6 +176,8 @@ func handler(d Deps) http.Handler {
 	mux.HandleFunc("GET /v1/follow", a.follow)
 	mux.HandleFunc("POST /v1/verify", a.verify)
 	mux.Handle("GET /metrics", d.Metrics)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile) // for `go tool pprof`, see docs/performance.md
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.Handle("/", a.json(func(r *http.Request) (any, error) {
 		return nil, &failure{http.StatusNotFound, Problem{Error: "this host has no " + r.Method + " " + r.URL.Path,
 			Hint: "it may be older than this command"}}
