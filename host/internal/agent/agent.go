@@ -178,7 +178,7 @@ func (a *Agent) abandon(f *flight, why string) {
 	if f.sent {
 		s.abandoned[f.id] = time.Now()
 		s.cancels = append(s.cancels, f.id)
-		s.awake()
+		s.ask(time.Now()) // the answer may say that it works on nothing
 	} else {
 		s.waiting = slices.DeleteFunc(s.waiting, func(g *flight) bool { return g == f })
 	}
@@ -286,10 +286,19 @@ func (a *Agent) take(s *stream, b *batch) bool {
 func (a *Agent) ping(s *stream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	s.ask(time.Now())
+	s.forgetAbandoned(s.pinged.Add(-abandonedLife))
+}
+
+// abandonedLife is how long an event that was given up, and is never answered, counts as in flight.
+const abandonedLife = time.Minute
+
+// ask queues a ping. Under Agent.mu.
+func (s *stream) ask(now time.Time) {
 	s.nonce++
-	s.ping = s.nonce
+	s.ping, s.pinged = s.nonce, now
 	if s.asked.IsZero() {
-		s.asked = time.Now()
+		s.asked = now
 	}
 	s.awake()
 }

@@ -57,6 +57,9 @@ func TestPoison(t *testing.T) {
 					case err == nil:
 						succeeded++
 						retried += len(r.Attempts) - 1
+						if len(r.Attempts) > 2 {
+							t.Errorf("event %d was in flight at %d deaths", i, len(r.Attempts)-1)
+						}
 					case errors.As(err, &failure) && failure.Kind == Poison && i == 7:
 						poisoned++
 						if !strings.Contains(failure.Evidence, "exit status 4") || strings.Count(failure.Evidence, "pid") < 2 {
@@ -137,16 +140,41 @@ func TestFailures(t *testing.T) {
 func TestAbandonedEventIsASuspect(t *testing.T) {
 	t.Parallel()
 	o, _ := options(t, "")
+	o.Backoff = Backoff{First: time.Hour, Max: time.Hour}
 	a := launch(t, o)
+	fact := event("warm", "die")
+	fact.Fact = true
+	mustFail(t, a, fact, Died) // the first restart is immediate, the next one will not be
+	eventually(t, "the restart", a.Ready)
 	killer := event("killer", "sleep-then-die 300ms")
 	killer.Timeout = 20 * time.Millisecond
-	for range 3 {
-		mustFail(t, a, killer, Late)
-		r := mustCall(t, a, event("innocent", "sleep 600ms"))
-		if len(r.Attempts) != 2 {
-			t.Errorf("%d attempts", len(r.Attempts))
-		}
+	mustFail(t, a, killer, Late)
+	mustFail(t, a, event("innocent", "sleep 10s"), Died)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.records) != 0 {
+		t.Errorf("held against the innocent: %v", a.records)
 	}
+}
+
+// An event that is never answered does not keep suspects waiting once the agent says that it works on nothing.
+func TestSuspectAfterAbandonedEvent(t *testing.T) {
+	o, _ := options(t, "")
+	a := launch(t, o)
+	never := event("never", "never")
+	never.Timeout = 20 * time.Millisecond
+	mustFail(t, a, never, Late)
+	var calls sync.WaitGroup
+	for i := range 2 {
+		calls.Go(func() { mustCall(t, a, event(fmt.Sprint("e", i), "die-once")) })
+	}
+	calls.Wait()
+	mustFail(t, a, never, Late)
+	eventually(t, "the stream to be empty", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.slots[0].process != nil && a.slots[0].stream().load() == 0
+	})
 }
 
 func TestHang(t *testing.T) {
@@ -168,7 +196,7 @@ func TestSleepHoldsNobodyBack(t *testing.T) {
 	o, _ := options(t, "")
 	a := launch(t, o)
 	var sleeper sync.WaitGroup
-	sleeper.Go(func() { mustCall(t, a, event("sleeper", "sleep 1s")) })
+	sleeper.Go(func() { c := event("sleeper", "gate"); c.Timeout = time.Minute; mustCall(t, a, c) })
 	eventually(t, "the sleeper to be in flight", func() bool { return a.Status().InFlight == 1 })
 	for i := range 1000 {
 		mustCall(t, a, event(fmt.Sprint(i), ""))
@@ -176,6 +204,7 @@ func TestSleepHoldsNobodyBack(t *testing.T) {
 	if a.Status().InFlight != 1 {
 		t.Error("the sleeper finished first")
 	}
+	mustCall(t, a, event("waker", "open"))
 	sleeper.Wait()
 }
 

@@ -136,8 +136,8 @@ func (a *Agent) settle(s *stream, in *agentpb.EventsResponse) {
 			f.extend(time.Duration(progress.GetExtendMillis()) * time.Millisecond)
 		}
 	}
-	if pong := in.GetPong(); pong != nil && pong.GetNonce() == s.nonce && pong.GetInFlight() == 0 && len(s.flights) == 0 {
-		clear(s.abandoned)
+	if pong := in.GetPong(); pong.GetNonce() == s.nonce && pong.GetInFlight() == 0 {
+		s.forgetAbandoned(s.pinged)
 	}
 	a.schedule()
 	s.noteDrained()
@@ -160,6 +160,11 @@ func (a *Agent) answer(s *stream, answer *agentpb.Answer, now time.Time) {
 	f.close(s, nil)
 	f.result = Result{Answer: answer, uploads: s.process.bodies}
 	f.finish()
+}
+
+// forgetAbandoned forgets the events that were given up before a time. Under mu.
+func (s *stream) forgetAbandoned(before time.Time) {
+	maps.DeleteFunc(s.abandoned, func(_ uint64, at time.Time) bool { return at.Before(before) })
 }
 
 // deadLetter counts an answer that nothing waits for.

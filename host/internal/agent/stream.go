@@ -32,7 +32,8 @@ type stream struct {
 	abandoned map[uint64]time.Time // sent and given up since; the agent may still work on them
 	cancels   []uint64
 	ping      uint64    // nonce to be sent; 0: none
-	nonce     uint64    // of the last ping sent
+	nonce     uint64    // of the last ping
+	pinged    time.Time // when that was asked for
 	asked     time.Time // of the oldest ping without a sign of life since; zero: none
 	idle      bool      // the writer sleeps
 	borrowed  bool      // a caller sends in its place

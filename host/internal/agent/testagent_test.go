@@ -54,6 +54,7 @@ type testAgent struct {
 	token    string
 	server   *grpc.Server
 	inFlight atomic.Int64
+	gate     chan struct{}
 
 	mu     sync.Mutex
 	out    grpc.BidiStreamingServer[agentpb.EventsRequest, agentpb.EventsResponse]
@@ -71,7 +72,7 @@ type incoming struct {
 }
 
 func mainAgent(roles []string) {
-	a := &testAgent{role: map[string]bool{}, token: os.Getenv("POSTERN_TOKEN"),
+	a := &testAgent{role: map[string]bool{}, token: os.Getenv("POSTERN_TOKEN"), gate: make(chan struct{}),
 		chunks: map[string]*incoming{}, side: map[string]*os.File{}}
 	a.grown = sync.NewCond(&a.mu)
 	for _, r := range roles {
@@ -341,6 +342,10 @@ func (a *testAgent) handle(e *agentpb.Event, text string) {
 		d, _ := time.ParseDuration(argument)
 		time.Sleep(d)
 		os.Exit(4)
+	case "gate":
+		<-a.gate
+	case "open":
+		close(a.gate)
 	case "never":
 		return
 	case "stop":
