@@ -380,11 +380,23 @@ func (r *run) combine() {
 		return
 	}
 	first := r.settled[r.order[0]]
-	if r.allSettled() && r.agree(first) {
+	// Copies that are kept, each with its own content, are told recipient by recipient.
+	one := r.copies() == 1 || !r.rule.routing && first.Decision >= Defer
+	if one && r.allSettled() && r.agree(first) {
 		r.out.Verdict = first
 		return
 	}
 	r.out.Recipients = maps.Clone(r.settled)
+}
+
+// copies counts those that have recipients.
+func (r *run) copies() (n int) {
+	for _, d := range r.drafts {
+		if len(d.mail.Recipients) > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // agree reports whether all recipients got the decision of first; right of the line the same verdict, since each
@@ -398,25 +410,35 @@ func (r *run) agree(first Verdict) bool {
 	return true
 }
 
-// gather lists the copies that have recipients. Where none has, all were removed: the message is discarded.
+// gather lists the copies that have recipients, the event's mail first. Where none has, all were removed: the message
+// is discarded. A verdict for the whole message finds all recipients in the event's mail.
 func (r *run) gather() {
-	r.out.Mails = r.out.Mails[:0]
 	had := false
+	r.out.Mails = r.out.Mails[:0]
 	for _, d := range r.drafts {
 		if len(d.mail.Recipients) > 0 {
 			r.out.Mails = append(r.out.Mails, d.mail)
 		}
 		had = had || d.epoch > 0
 	}
-	if len(r.out.Mails) > 0 {
-		if r.ev.Kind == agentpb.EventKind_EVENT_KIND_END_OF_HEADERS {
-			r.rejoin()
+	main := r.ev.Mail
+	if len(r.out.Mails) == 0 {
+		r.out.Mails = append(r.out.Mails, main)
+		if had && r.rule.perRecipient && r.out.Decision == Continue && r.out.WaitFor == "" {
+			r.out.Verdict = Verdict{Decision: Discard, Agent: r.removedBy, Event: r.ev.Kind, Reason: "all recipients removed"}
 		}
 		return
 	}
-	r.out.Mails = append(r.out.Mails, r.ev.Mail)
-	if had && r.rule.perRecipient && r.out.Decision == Continue && len(r.out.Recipients) == 0 && r.out.WaitFor == "" {
-		r.out.Verdict = Verdict{Decision: Discard, Agent: r.removedBy, Event: r.ev.Kind, Reason: "all recipients removed"}
+	if first := r.out.Mails[0]; first != main {
+		*main = *first
+		r.out.Mails[0] = main
+	}
+	switch {
+	case len(r.out.Mails) == 1:
+	case r.out.Decision != Continue:
+		r.join()
+	case r.ev.Kind == agentpb.EventKind_EVENT_KIND_END_OF_HEADERS:
+		r.wait()
 	}
 }
 
@@ -426,28 +448,28 @@ type waitingCopy struct {
 	recipients []int
 }
 
-// rejoin puts all recipients back into the event's mail, until OnEndOfData.
-func (r *run) rejoin() {
-	main := r.ev.Mail
+// wait keeps the copies until OnEndOfData, and puts all recipients back into the event's mail.
+func (r *run) wait() {
 	r.conv.waiting = nil
-	if len(r.out.Mails) == 1 && r.out.Mails[0] == main {
-		return
-	}
-	var all []*envelope.Recipient
-	for _, m := range r.out.Mails {
-		all = append(all, m.Recipients...)
-		if m == main {
-			continue
-		}
+	for _, m := range r.out.Mails[1:] {
 		w := waitingCopy{mail: m}
 		for _, rcpt := range m.Recipients {
 			w.recipients = append(w.recipients, rcpt.Index)
 		}
 		r.conv.waiting = append(r.conv.waiting, w)
 	}
+	r.join()
+}
+
+// join puts the recipients of all copies into the event's mail.
+func (r *run) join() {
+	var all []*envelope.Recipient
+	for _, m := range r.out.Mails {
+		all = append(all, m.Recipients...)
+	}
 	slices.SortFunc(all, func(a, b *envelope.Recipient) int { return a.Index - b.Index })
-	main.Recipients = all
-	r.out.Mails = []*envelope.Mail{main}
+	r.ev.Mail.Recipients = all
+	r.out.Mails = r.out.Mails[:1]
 }
 
 // splitWaiting makes the copies of OnEndOfHeaders again, now with the body.

@@ -216,6 +216,7 @@ type question struct {
 	partial  bool                  // a bypass keeps other recipients from it
 	skip     bool                  // it is not to be asked
 	excuse   string                // with skip: for the ledger, "done" or "bypassed"
+	dry      bool                  // of a fact: its table writes are not done
 	answered chan struct{}         // closed when call has returned, in a stage
 
 	conv    *Conversation

@@ -72,6 +72,7 @@ func (c *Conversation) Tell(ev *Event) {
 	for _, s := range c.plan.events[ev.Kind] {
 		for _, a := range s.asks {
 			if q := r.prepare(a, r.drafts[0]); !q.skip && q.failure == nil {
+				q.dry = ev.DryRun && !c.pipeline.options.DryRun
 				c.enqueue(q)
 			}
 		}
@@ -186,7 +187,7 @@ func (q *question) checkFact() (*proposal, string) {
 }
 
 func (c *Conversation) applyFact(p *proposal) {
-	if store := c.pipeline.options.Tables; store != nil && len(p.answer.GetWrites()) > 0 {
+	if store := c.pipeline.options.Tables; store != nil && len(p.answer.GetWrites()) > 0 && !p.dry {
 		var writes []tables.Write
 		for i, w := range p.answer.GetWrites() {
 			writes = append(writes, p.write(w, writeID(p.request.EventID, p.name, i)))

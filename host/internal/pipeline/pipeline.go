@@ -75,7 +75,8 @@ type Verdict struct {
 //
 // Left of the 250 line the pipeline combines verdicts for some recipients: any defer is a defer of the whole
 // message, and when all recipients got the same decision it stands in Verdict. So Recipients is set only where
-// some go on, or their decisions differ; the reply is 250 then.
+// some go on, or their decisions differ; the reply is 250 then. Right of the line Verdict is set when one copy got one
+// verdict, and Recipients otherwise. Whenever Verdict is not Continue, Mails is the event's mail with all recipients.
 //
 // When an agent has failed and its on_failure is "defer", "reject" or "hold", Verdict, Hold or WaitFor say so. A
 // message that kills instances sets Poison at OnEndOfData and on routing events, beside a Verdict that defers it
@@ -84,7 +85,7 @@ type Outcome struct {
 	Verdict                     // for the command or the whole message
 	Tarpit     time.Duration    // the longest delay that any agent asked for, inside the event's budget
 	Recipients map[int]Verdict  // by index, of recipients that are not to continue; only where Verdict is Continue
-	Mails      []*envelope.Mail // the copies that go on: the event's mail first, then those split off
+	Mails      []*envelope.Mail // the copies: the event's mail first, then those split off
 	Spawns     []Spawn
 	Copies     []Copy
 	Hold       []string              // agents that failed with on_failure "hold": they must see the message later

@@ -853,3 +853,48 @@ func TestRouting(t *testing.T) {
 		t.Errorf("recipients\n%s", strings.Join(got, "\n"))
 	}
 }
+
+// A verdict for the whole message finds all its recipients, whatever copies were made before.
+func TestWholeVerdictAfterASplit(t *testing.T) {
+	mark := newFake("mark", 1, &agentpb.Answer{Verdicts: carryOn().Verdicts, Edits: []*agentpb.Edit{{
+		Edit:       &agentpb.Edit_AddHeader{AddHeader: &agentpb.AddHeader{Name: []byte("X-Marked"), Value: []byte("yes")}},
+		Recipients: []uint32{1}}}}, everything(onSubmit), everything(onData))
+	for _, test := range []struct {
+		kind    agentpb.EventKind
+		k       agentpb.VerdictKind
+		whole   bool
+		dies    bool
+		waitFor string
+	}{
+		{onData, kReject, true, false, ""},
+		{onData, agentpb.VerdictKind_VERDICT_KIND_QUARANTINE, false, false, ""},
+		{onSubmit, kDefer, false, false, ""},
+		{onSubmit, kDefer, true, true, "last"},
+	} {
+		last := newFake("last", 2, say(verdict(test.k)), everything(test.kind))
+		if test.dies {
+			last.fails = func(*shown) *agent.Failure { return &agent.Failure{Kind: agent.Died} }
+		}
+		g := newRig(t, mark, last)
+		m := mail("r0@here.example", "r1@here.example")
+		o := g.raise(t, test.kind, m)
+		all := 0
+		for _, m := range o.Mails {
+			all += len(m.Recipients)
+		}
+		if o.Mails[0] != m || all != 2 || (o.Decision != Continue) != test.whole || test.whole && len(m.Recipients) != 2 ||
+			!test.whole && (len(o.Mails) != 2 || len(o.Recipients) != 2) || o.WaitFor != test.waitFor {
+			t.Errorf("%s %s: outcome %+v", EventName(test.kind), test.k, o)
+		}
+	}
+}
+
+func TestAllRecipientsRemoved(t *testing.T) {
+	remove := func(i uint32) *agentpb.Edit {
+		return &agentpb.Edit{Edit: &agentpb.Edit_RemoveRecipient{RemoveRecipient: &agentpb.RemoveRecipient{Index: i}}}
+	}
+	g := newRig(t, newFake("a", 1, &agentpb.Answer{Verdicts: carryOn().Verdicts, Edits: []*agentpb.Edit{remove(0), remove(1)}}, everything(onData)))
+	if o := g.raise(t, onData, mail("r0@here.example", "r1@here.example")); o.Decision != Discard || o.Agent != "a" {
+		t.Errorf("outcome %+v", o)
+	}
+}
