@@ -87,7 +87,7 @@ func (s *diskStore) barrier() error {
 func (c *change) run() error {
 	c.s.life.RLock()
 	defer c.s.life.RUnlock()
-	if err := c.s.writable(); err != nil {
+	if err := c.s.usable(); err != nil {
 		return err
 	}
 	var batch *pebble.Batch

@@ -377,7 +377,7 @@ func (s *script) without(dropped func(int, op) bool) (cut int, err error) {
 	return 0, nil
 }
 
-// TestDiskErrors lets each operation of a workload fail, once or from then on. A change that was refused may or may not
+// TestDiskErrors lets each operation of a workload fail, alone or with all that follow. A change that was refused may or may not
 // be there after a restart, what was acknowledged must be; the store goes on, or says that it is broken.
 func TestDiskErrors(t *testing.T) {
 	var ops []op
@@ -385,29 +385,28 @@ func TestDiskErrors(t *testing.T) {
 		t.Fatalf("without faults: broken %v, %v", broken, err)
 	}
 	t.Logf("%d operations", len(ops))
+	faults := []struct {
+		err   error
+		count int
+	}{{syscall.EIO, 1}, {syscall.ENOSPC, len(ops)}}
 	for n := range ops {
-		for _, fault := range []struct {
-			name  string
-			err   error
-			count int
-		}{{"EIO once", syscall.EIO, 1}, {"ENOSPC from then on", syscall.ENOSPC, 1 << 30}} {
-			i, hit := -1, op{}
-			broken, err := runFaulty(t, func(o op) error {
-				i++
-				if i < n || i >= n+fault.count || o.kind == "remove" {
-					return nil
-				}
-				if i == n {
-					hit = o
-				}
-				return fault.err
-			})
-			if err != nil {
-				t.Errorf("%s at op %d (%v): %v", fault.name, n, hit, err)
+		fault := faults[n%2] // each kind of operation occurs more than once
+		i, hit := -1, op{}
+		broken, err := runFaulty(t, func(o op) error {
+			i++
+			if i < n || i >= n+fault.count || o.kind == "remove" {
+				return nil
 			}
-			if broken && fault.count == 1 && strings.Contains(hit.path, "/bodies") {
-				t.Errorf("%s at op %d (%v) broke the store", fault.name, n, hit)
+			if i == n {
+				hit = o
 			}
+			return fault.err
+		})
+		if err != nil {
+			t.Errorf("%v, %d times from op %d (%v) on: %v", fault.err, fault.count, n, hit, err)
+		}
+		if broken && fault.count == 1 && strings.Contains(hit.path, "/bodies") {
+			t.Errorf("%v at op %d (%v) broke the store", fault.err, n, hit)
 		}
 	}
 }

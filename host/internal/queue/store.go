@@ -80,12 +80,11 @@ type diskStore struct {
 	reserve uint64
 	broken  func(error)
 
-	life     sync.RWMutex // held for reading by every operation, for writing by Close
-	closed   atomic.Bool
-	flushing atomic.Pointer[error] // why the engine cannot write its tables; nil: it can
-	space    spaceCheck
-	spooled  sync.Map      // weak.Pointer[envelope.Body] to *spool
-	lastID   atomic.Uint64 // number of the newest content
+	life    sync.RWMutex // held for reading by every operation, for writing by Close
+	closed  atomic.Bool
+	space   spaceCheck
+	spooled sync.Map      // weak.Pointer[envelope.Body] to *spool
+	lastID  atomic.Uint64 // number of the newest content
 
 	mu     sync.Mutex           // orders the changes of items; not held during syncs
 	shared map[contentID]uint64 // how many items name it, where more than one does
@@ -123,7 +122,7 @@ func newDiskStore(dir string, o StoreOptions) *diskStore {
 	s.cache = newItemCache(o.CacheBytes)
 	s.bodies = s.files.PathJoin(dir, bodiesName)
 	s.records = s.files.PathJoin(dir, recordsName)
-	s.guard = &guard{FS: s.files, tripped: s.brokenBy}
+	s.guard = newGuard(s.files, s.brokenBy)
 	return s
 }
 
@@ -228,23 +227,32 @@ func (s *diskStore) writeVersion(path string) error {
 	return s.files.Rename(path+".new", path)
 }
 
-// openRecords opens the record engine. What it reports as fatal ends the goroutine that it is reported in, so it
-// gets one of its own here.
+// openRecords opens the record engine, in a goroutine that is given up when the disk fails.
 func (s *diskStore) openRecords() error {
-	cache := pebble.NewCache(16 << 20)
-	defer cache.Unref()
-	result := make(chan error, 1)
+	type result struct {
+		db  *pebble.DB
+		err error
+	}
+	opened := make(chan result, 1)
 	go func() {
-		err := errors.New("the record engine gave up")
+		r := result{err: errors.New("the record engine gave up")}
 		defer func() {
-			if r := recover(); r != nil {
-				err = fmt.Errorf("%v", r)
+			if v := recover(); v != nil {
+				r.err = fmt.Errorf("%v", v)
 			}
-			result <- err
+			opened <- r
 		}()
-		s.db, err = pebble.Open(s.records, s.engineOptions(cache))
+		cache := pebble.NewCache(16 << 20)
+		defer cache.Unref()
+		r.db, r.err = pebble.Open(s.records, s.engineOptions(cache))
 	}()
-	return errors.Join(<-result, s.guard.err())
+	select {
+	case r := <-opened:
+		s.db = r.db
+		return errors.Join(r.err, s.guard.err())
+	case <-s.guard.done:
+		return s.guard.err()
+	}
 }
 
 func (s *diskStore) engineOptions(cache *pebble.Cache) *pebble.Options {
@@ -257,9 +265,8 @@ func (s *diskStore) engineOptions(cache *pebble.Cache) *pebble.Options {
 		MemTableStopWritesThreshold: 4,
 		MaxOpenFiles:                500,
 		EventListener: &pebble.EventListener{
-			FlushEnd:        s.flushed,
 			BackgroundError: func(err error) { s.log.Error("record engine", "error", err) },
-			DataCorruption:  func(i pebble.DataCorruptionInfo) { s.log.Error("record engine", "corrupt", i.String()) },
+			DataCorruption:  s.corrupted,
 		},
 	}
 	for i := range o.Levels {
@@ -268,18 +275,12 @@ func (s *diskStore) engineOptions(cache *pebble.Cache) *pebble.Options {
 	return o
 }
 
-// flushed notes whether the engine can write its tables. While it cannot, memory would fill with what it cannot
-// write, and it would let writers wait without end.
-func (s *diskStore) flushed(info pebble.FlushInfo) {
-	if info.Err == nil || info.Err.Error() == emptyFlush {
-		s.flushing.Store(nil)
-		return
+// corrupted reports what the engine cannot read. Who wanted to read it gets the error.
+func (s *diskStore) corrupted(info pebble.DataCorruptionInfo) {
+	if !s.guard.pause() {
+		s.log.Error("record engine", "corrupt", info.String())
 	}
-	s.flushing.Store(&info.Err)
 }
-
-// emptyFlush is what the engine calls a flush of which nothing was left to be written: all items had gone.
-const emptyFlush = "pebble: empty table"
 
 // engineLog hands the engine's messages to the log.
 type engineLog struct{ s *diskStore }
@@ -393,14 +394,6 @@ func (s *diskStore) usable() error {
 	return nil
 }
 
-// writable tells why a change cannot be stored now, or nil.
-func (s *diskStore) writable() error {
-	if err := s.flushing.Load(); err != nil {
-		return fmt.Errorf("record engine cannot write its tables: %w", *err)
-	}
-	return s.usable()
-}
-
 // spaceCheck remembers how much of the disk is free.
 type spaceCheck struct {
 	mu   sync.Mutex
@@ -439,23 +432,14 @@ func (s *diskStore) Close() error {
 }
 
 func (s *diskStore) release() (err error) {
-	if s.db != nil {
-		err = s.closeRecords()
+	switch {
+	case s.guard.err() != nil:
+		err = s.guard.giveUp()
+	case s.db != nil:
+		err = s.db.Close()
 	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
 	return err
-}
-
-// closeRecords closes the engine. After a failure it may complain in any way, and nothing is lost by that.
-func (s *diskStore) closeRecords() (err error) {
-	defer func() {
-		if r := recover(); r != nil && s.guard.err() != nil {
-			err = fmt.Errorf("%w: %v", ErrBroken, r)
-		} else if r != nil {
-			panic(r)
-		}
-	}()
-	return s.db.Close()
 }
