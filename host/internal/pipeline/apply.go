@@ -355,6 +355,9 @@ func (r *run) skipped(q *question) {
 // close makes the outcome of what the stages left.
 func (r *run) close() {
 	if r.out.Mails != nil {
+		if r.ev.Kind == agentpb.EventKind_EVENT_KIND_END_OF_HEADERS {
+			r.keepDecided()
+		}
 		r.combine()
 		r.gather()
 	}
@@ -470,6 +473,30 @@ func (r *run) join() {
 	slices.SortFunc(all, func(a, b *envelope.Recipient) int { return a.Index - b.Index })
 	r.ev.Mail.Recipients = all
 	r.out.Mails = r.out.Mails[:1]
+}
+
+// decided is the verdict of OnEndOfHeaders on a recipient: agents at OnEndOfData are not shown it any more.
+type decided struct {
+	index   int
+	verdict Verdict
+}
+
+// keepDecided remembers what OnEndOfHeaders has settled.
+func (r *run) keepDecided() {
+	r.conv.decided = nil
+	for _, index := range r.order {
+		r.conv.decided = append(r.conv.decided, decided{index, r.settled[index]})
+	}
+}
+
+// takeDecided settles it again at OnEndOfData.
+func (r *run) takeDecided() {
+	for _, d := range r.conv.decided {
+		if rcpt := r.ev.Mail.Recipient(d.index); rcpt != nil {
+			r.settle(rcpt, d.verdict)
+		}
+	}
+	r.conv.decided = nil
 }
 
 // splitWaiting makes the copies of OnEndOfHeaders again, now with the body.

@@ -69,6 +69,7 @@ type Conversation struct {
 	atConnect envelope.Stamps // stamps as OnConnect left them, for StartTLS
 	wire      sessionWire
 	waiting   []waitingCopy // copies that edits at OnEndOfHeaders made, until OnEndOfData
+	decided   []decided     // recipients that OnEndOfHeaders has decided about
 	facts     factLanes
 }
 
@@ -80,11 +81,11 @@ func (c *Conversation) Subscribed(kind agentpb.EventKind) bool {
 // BeginMail takes the newest plan. Call it before OnMail.
 func (c *Conversation) BeginMail() {
 	c.plan = c.pipeline.Plan()
-	c.waiting = nil
+	c.EndMail()
 }
 
 // EndMail drops what agents said for the length of a message. What is in the stamps of the mail goes with it.
-func (c *Conversation) EndMail() { c.waiting = nil }
+func (c *Conversation) EndMail() { c.waiting, c.decided = nil, nil }
 
 // StartTLS drops the session stamps of all events but OnConnect, and with them what agents said for the session:
 // RFC 3207 section 4.2 wants what was learned in the clear forgotten.

@@ -63,7 +63,8 @@ func newRun(ctx context.Context, c *Conversation, ev *Event, o *Outcome) *run {
 	ev.DryRun = ev.DryRun || c.pipeline.options.DryRun
 	ev.fillRecipient()
 	r.traffic, r.classes = c.pipeline.trafficOf(c.session, ev)
-	if ev.Kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA {
+	if ev.Kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA && ev.Mail != nil {
+		r.takeDecided()
 		r.splitWaiting()
 	}
 	return r

@@ -898,3 +898,31 @@ func TestAllRecipientsRemoved(t *testing.T) {
 		t.Errorf("outcome %+v", o)
 	}
 }
+
+// Who was refused at the end of headers is not shown at the end of data, and counts for the reply.
+func TestDecidedAtHeadersStaysDecided(t *testing.T) {
+	early := newFake("early", 1, say(verdict(kReject, 1)), everything(onHeaders))
+	late := newFake("late", 2, say(verdict(kReject)), everything(onData))
+	g := newRig(t, early, late)
+	m := mail("r0@here.example", "r1@here.example")
+	c := g.Open(session(), nil)
+	if o := c.Raise(context.Background(), &Event{Kind: onHeaders, ID: "1", Mail: m}); o.Decision != Continue || len(o.Recipients) != 1 {
+		t.Fatalf("outcome %+v", o)
+	}
+	o := c.Raise(context.Background(), &Event{Kind: onData, ID: "2", Mail: m})
+	if list := late.last(t).Envelope.Recipients; len(list) != 1 || list[0].Index != 0 {
+		t.Errorf("shown %v", list)
+	}
+	if o.Decision != Reject || o.Agent != "early" {
+		t.Errorf("outcome %+v", o.Verdict)
+	}
+}
+
+func TestReservedLabels(t *testing.T) {
+	for _, label := range []string{"auth", "av", "bypass", "done"} {
+		f := newFake(label, 1, carryOn(), everything(onData))
+		if _, err := NewPlan([]Member{{f, f.spec}}); err == nil {
+			t.Errorf("label %q is taken", label)
+		}
+	}
+}

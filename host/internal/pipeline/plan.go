@@ -56,7 +56,8 @@ type ask struct {
 	readsItself bool // it reads stamps that it may change
 }
 
-// NewPlan sorts members by priority. Equal priorities are an error that names both agents.
+// NewPlan sorts members by priority. Equal priorities are an error that names both agents, and so is a label that
+// would make an agent's own stamps look like shared ones or the host's.
 func NewPlan(members []Member) (*Plan, error) {
 	sorted := slices.Clone(members)
 	slices.SortStableFunc(sorted, func(a, b Member) int { return a.Spec.Priority - b.Spec.Priority })
@@ -64,6 +65,11 @@ func NewPlan(members []Member) (*Plan, error) {
 		a, b := sorted[i-1].Spec, sorted[i].Spec
 		if a.Priority == b.Priority {
 			return nil, fmt.Errorf("agents %q and %q both have priority %d", a.Name, b.Name, a.Priority)
+		}
+	}
+	for _, m := range sorted {
+		if reservedLabel(m.Caller.Name()) {
+			return nil, fmt.Errorf("the label %q of an agent is the beginning of shared stamps; give it another one", m.Caller.Name())
 		}
 	}
 	var asks [kinds][]*ask
@@ -219,42 +225,6 @@ func waiters(asks []*ask) (first, last int) {
 
 // Subscribed reports whether any agent wants events of kind.
 func (p *Plan) Subscribed(kind agentpb.EventKind) bool { return known(kind) && len(p.events[kind]) > 0 }
-
-// Schedule is an agent that wants OnSchedule.
-type Schedule struct {
-	Agent string
-	Every time.Duration
-}
-
-// Schedules lists the agents that want OnSchedule. An interval that does not parse is left out; the check of the
-// agent's configuration has refused it before.
-func (p *Plan) Schedules() (list []Schedule) {
-	for _, s := range p.events[agentpb.EventKind_EVENT_KIND_SCHEDULE] {
-		for _, a := range s.asks {
-			if every, err := time.ParseDuration(a.sub.GetEvery()); err == nil && every > 0 {
-				list = append(list, Schedule{a.name, every})
-			}
-		}
-	}
-	return list
-}
-
-// Tables lists the tables that the named agent has declared for an event, by their names in the store.
-func (p *Plan) Tables(agent string, kind agentpb.EventKind) (list []string) {
-	if !known(kind) {
-		return nil
-	}
-	for _, s := range p.events[kind] {
-		for _, a := range s.asks {
-			for _, u := range a.uses {
-				if a.name == agent {
-					list = append(list, u.table)
-				}
-			}
-		}
-	}
-	return list
-}
 
 // EventPlan is the plan of one event, for `postern pipeline`.
 type EventPlan struct {

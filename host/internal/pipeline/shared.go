@@ -19,6 +19,18 @@ var sharedStamps = [...]string{
 	"av.status",
 }
 
+// reservedLabel reports whether own stamps of an agent with that label could have the name of a shared stamp or of
+// one of the host's.
+func reservedLabel(label string) bool {
+	start := label + "."
+	for _, name := range sharedStamps {
+		if strings.HasPrefix(name, start) {
+			return true
+		}
+	}
+	return start == stampBypass || start == stampDone
+}
+
 func isSharedStamp(name string) bool { return slices.Contains(sharedStamps[:], name) }
 
 // Stamps that the host writes itself. Agents may read them.
