@@ -18,7 +18,6 @@ import (
 
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/session"
-	"github.com/posternmail/postern/host/internal/wire"
 )
 
 // Options of a Connector.
@@ -55,7 +54,7 @@ type Connector struct {
 	all    sync.WaitGroup // connections
 
 	mu    sync.Mutex
-	conns map[*wire.Conn]struct{}
+	conns map[*incoming]struct{}
 	down  bool
 
 	total, refused, accepted atomic.Uint64
@@ -69,7 +68,7 @@ func New(o Options) (*Connector, error) {
 	if o.Config.RequireTLS && o.TLS == nil {
 		return nil, fmt.Errorf("receive connector %q: require_tls needs tls", o.Config.Name)
 	}
-	c := &Connector{o: o, deps: o.Session, limits: newLimiter(o.Config.Limits), conns: map[*wire.Conn]struct{}{}}
+	c := &Connector{o: o, deps: o.Session, limits: newLimiter(o.Config.Limits), conns: map[*incoming]struct{}{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.deps.Context = c.ctx
 	c.gate = newGate()
@@ -149,8 +148,9 @@ func (c *Connector) accept(l net.Listener) error {
 			time.Sleep(pause)
 			continue
 		}
-		c.all.Add(1)
-		go c.admit(conn)
+		if in := c.register(conn); in != nil {
+			go in.admit()
+		}
 	}
 }
 
@@ -160,16 +160,16 @@ func (c *Connector) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	c.down = true
 	c.closeListeners()
-	for w := range c.conns {
-		w.Interrupt()
+	for in := range c.conns {
+		in.interrupt()
 	}
 	c.mu.Unlock()
 	err := c.wait(ctx)
 	c.cancel()
 	if err != nil {
 		c.mu.Lock()
-		for w := range c.conns {
-			w.Abort()
+		for in := range c.conns {
+			in.abort()
 		}
 		c.mu.Unlock()
 		c.all.Wait()

@@ -3,7 +3,9 @@ package connector
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -55,9 +57,9 @@ func (g *gate) Close() error {
 func (g *gate) Addr() net.Addr { return &net.TCPAddr{} }
 
 // admit lets a connection in or not, in a goroutine of its own: PROXY, TLS and agents may take their time.
-func (c *Connector) admit(conn net.Conn) {
+func (in *incoming) admit() {
+	c := in.c
 	c.total.Add(1)
-	in := &incoming{c: c, socket: conn, conn: conn}
 	defer func() {
 		if v := recover(); v != nil {
 			c.o.Logger.Error("connection failed", "panic", v, "stack", string(debug.Stack()))
@@ -66,7 +68,7 @@ func (c *Connector) admit(conn net.Conn) {
 	}()
 	if err := in.open(); err != nil {
 		c.refused.Add(1)
-		c.o.Logger.Info("connection dropped", "connector", c.o.Config.Name, "peer", conn.RemoteAddr().String(), "error", err)
+		c.o.Logger.Info("connection dropped", "connector", c.o.Config.Name, "peer", in.peer, "error", err)
 		in.drop()
 		return
 	}
@@ -88,8 +90,8 @@ type incoming struct {
 	client netip.AddrPort
 	peer   netip.AddrPort
 	local  netip.AddrPort
-	wire   *wire.Conn
-	slot   *slot // counted by the limits; nil: over a limit
+	wire   *wire.Conn // nil before there is one; set under the connector's lock
+	slot   *slot      // counted by the limits; nil: over a limit
 	once   sync.Once
 }
 
@@ -102,8 +104,12 @@ func (in *incoming) open() error {
 			return err
 		}
 	}
+	in.slot = in.c.limits.take(in.client.Addr())
 	if !in.c.o.Config.ImplicitTLS {
 		return nil
+	}
+	if in.slot == nil {
+		return errors.New(tooMany.Text)
 	}
 	t := tls.Server(in.conn, in.c.o.TLS)
 	if err := wire.Handshake(t, time.Now().Add(in.c.o.Config.Limits.InactivityTimeout)); err != nil {
@@ -135,20 +141,16 @@ func (in *incoming) readProxy() error {
 // greet makes the wire and the session and raises OnConnect. False: the client was turned away and is gone.
 func (in *incoming) greet() bool {
 	c := in.c
-	in.slot = c.limits.take(in.client.Addr())
-	in.wire = wire.New(in.conn, in.socket, wire.Options{
+	w := wire.New(in.conn, in.socket, wire.Options{
 		TLS: c.startTLS(), Inactivity: c.o.Config.Limits.InactivityTimeout, Timeout: c.o.Config.Limits.Timeout,
-		MaxDrain: 2*c.o.Config.Limits.MaxMessageSize + 1<<20, Logger: c.o.Logger, Released: in.over,
+		MaxDrain: maxDrain(c.o.Config.Limits.MaxMessageSize), Logger: c.o.Logger, Released: in.over,
 	})
-	s := session.New(&c.deps, in.wire, session.Start{
+	s := session.New(&c.deps, w, session.Start{
 		Connector: &c.o.Config, Client: in.client, Peer: in.peer, Local: in.local,
 		Admit: func() bool { return c.limits.admit(in.client.Addr()) }, Accepted: func() { c.accepted.Add(1) },
 	})
-	in.wire.SetLog(c.log.session(s.ID(), in.local, in.client))
-	if !c.register(in.wire) {
-		_ = in.wire.Close()
-		return false
-	}
+	w.SetLog(c.log.session(s.ID(), in.local, in.client))
+	in.begin(w)
 	a, refused := in.judge(s)
 	if refused {
 		c.refused.Add(1)
@@ -177,12 +179,54 @@ func (c *Connector) startTLS() *tls.Config {
 	return c.o.TLS
 }
 
-// register makes the connection known to Shutdown. False: that has begun.
-func (c *Connector) register(w *wire.Conn) bool {
+// maxDrain is how much of a message is read in vain before the connection is given up.
+func maxDrain(maxMessage int64) int64 {
+	if maxMessage <= 0 || maxMessage > math.MaxInt64/4 {
+		return math.MaxInt64
+	}
+	return 2*maxMessage + 1<<20
+}
+
+// register makes a connection known to Shutdown. nil: that has begun, and the connection is closed.
+func (c *Connector) register(conn net.Conn) *incoming {
+	in := &incoming{c: c, socket: conn, conn: conn}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conns[w] = struct{}{}
-	return !c.down
+	if c.down {
+		_ = conn.Close()
+		return nil
+	}
+	c.all.Add(1)
+	c.conns[in] = struct{}{}
+	return in
+}
+
+// begin makes the wire known to Shutdown, which may have begun meanwhile.
+func (in *incoming) begin(w *wire.Conn) {
+	in.c.mu.Lock()
+	defer in.c.mu.Unlock()
+	in.wire = w
+	if in.c.down {
+		w.Interrupt()
+	}
+}
+
+// interrupt asks the connection to end; one that has not begun has nothing to finish. The connector is locked.
+func (in *incoming) interrupt() {
+	if in.wire != nil {
+		in.wire.Interrupt()
+		return
+	}
+	_ = in.socket.Close()
+}
+
+// abort cuts the connection off. The connector is locked.
+func (in *incoming) abort() {
+	if in.wire != nil {
+		in.wire.Abort()
+		return
+	}
+	_ = in.socket.Close()
 }
 
 // drop ends a connection that has no wire yet, or whose gate failed.
@@ -199,7 +243,7 @@ func (in *incoming) drop() {
 func (in *incoming) over() {
 	in.once.Do(func() {
 		in.c.mu.Lock()
-		delete(in.c.conns, in.wire)
+		delete(in.c.conns, in)
 		in.c.mu.Unlock()
 		in.c.limits.leave(in.slot)
 		in.c.all.Done()

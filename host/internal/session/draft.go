@@ -175,11 +175,13 @@ func (d *draft) join() {
 func (d *draft) settle(o *pipeline.Outcome) {
 	d.judging, d.outcome = nil, o
 	d.s.remember(o)
+	blame, steps := d.s.blame, d.s.blameSteps // of a refusal that may be on its way
 	a, refused := d.s.judge(o)
 	if refused && !d.refused {
 		d.blame = d.s.blame
 		d.refuse(a)
 	}
+	d.s.blame, d.s.blameSteps = blame, steps
 }
 
 // store writes to the body.

@@ -79,6 +79,9 @@ func (s *Session) tell(kind agentpb.EventKind, args *agentpb.Arguments) {
 
 // Refuse implements wire.Judge: every refusal passes here, whoever decided it, on its way out.
 func (s *Session) Refuse(c *wire.Command, a *wire.Answer) {
+	if s.tx != nil && s.tx.draft != nil {
+		s.tx.draft.join() // the agents hear of one thing after another
+	}
 	blame, steps := s.blame, s.blameSteps
 	s.blame, s.blameSteps = nil, nil
 	if blame == nil {

@@ -489,6 +489,65 @@ func TestPanicCostsOneSession(t *testing.T) {
 	}
 }
 
+// A client that goes, or says nothing more, while OnEndOfHeaders is under way.
+func TestEndOfHeadersAndSilence(t *testing.T) {
+	for _, leave := range []bool{true, false} {
+		slow := make(chan struct{})
+		a := &scripted{name: "mock", kinds: []agentpb.EventKind{onEndOfHeaders, onReject, onDisconnect}, answer: func(ev *agentpb.Event) *agentpb.Answer {
+			if ev.Kind == onEndOfHeaders {
+				<-slow
+			}
+			return nil
+		}}
+		s := usual()
+		s.receive.Limits.InactivityTimeout = 100 * time.Millisecond
+		s.plan = plan(t, a)
+		h := start(t, s)
+		c := h.hello()
+		c.envelope("b@ours.test")
+		c.dialog("C: DATA", s354)
+		c.send("a: b\r\n\r\nbody that never ends")
+		eventually(t, a, onEndOfHeaders, 1)
+		if leave {
+			_ = c.Close()
+		}
+		time.AfterFunc(300*time.Millisecond, func() { close(slow) })
+		if !leave {
+			c.expect("421 4.4.1 Connection timed out [id]")
+			c.closed()
+		}
+		end := h.ledger.wait(t, tracking.Session, 1)[0].Counts.End
+		if want := map[bool]string{true: "client-gone", false: "timeout"}[leave]; end != want {
+			t.Errorf("end %q, want %q", end, want)
+		}
+		eventually(t, a, onDisconnect, 1)
+		if n := len(h.spool.all()); n != 0 {
+			t.Errorf("%d items", n)
+		}
+	}
+}
+
+// A refusal at OnEndOfHeaders drops the rest and is answered at the dot.
+func TestEndOfHeadersRefusesWhileBodyMoves(t *testing.T) {
+	a := &scripted{name: "mock", kinds: []agentpb.EventKind{onEndOfHeaders, onEndOfData}, answer: once(onEndOfHeaders, reject, ownReply)}
+	s := usual()
+	s.plan = plan(t, a)
+	h := start(t, s)
+	c := h.hello()
+	c.envelope("b@ours.test")
+	c.dialog("C: DATA", s354)
+	c.send("a: b\r\n\r\n")
+	eventually(t, a, onEndOfHeaders, 1)
+	for range 100 {
+		c.send(strings.Repeat("x", 1000) + "\r\n")
+	}
+	c.send(".\r\n")
+	c.expect("557 5.7.27 Not with me [id]")
+	if n := len(a.events(onEndOfData)); n != 0 {
+		t.Errorf("OnEndOfData was raised %d times", n)
+	}
+}
+
 func readAll(c *client) string {
 	var b strings.Builder
 	for {

@@ -56,6 +56,10 @@ type fate struct {
 
 // mail makes the items of one copy: its recipients are parted by what becomes of them.
 func (b *builder) mail(m *envelope.Mail) {
+	if len(b.v.fates) == 0 {
+		b.part(m, fate{})
+		return
+	}
 	groups := map[fate][]*envelope.Recipient{}
 	var order []fate
 	for _, r := range m.Recipients {

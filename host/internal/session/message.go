@@ -95,6 +95,9 @@ func (v *verdictOn) recipients() []*envelope.Recipient {
 // refusal is the one reply there is for mixed recipients: a disconnect or any defer is for all, and a reject when all are
 // refused. RFC 5321 has no reply a recipient here.
 func (s *Session) refusal(v *verdictOn) (wire.Answer, bool) {
+	if len(v.fates) == 0 {
+		return wire.Answer{}, false
+	}
 	var first, deferred, cut *pipeline.Verdict
 	refused := 0
 	all := v.recipients()

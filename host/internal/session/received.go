@@ -11,6 +11,7 @@ import (
 // received is our Received field (RFC 5321 section 4.4), the head of what we put before a message.
 func (s *Session) received(now time.Time) []byte {
 	var b strings.Builder
+	b.Grow(400)
 	b.WriteString("Received: from ")
 	b.WriteString(s.extendedDomain())
 	b.WriteString("\r\n\tby ")

@@ -43,13 +43,27 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if len(p) < 6 {
 		return len(p), nil
 	}
-	code, err := strconv.Atoi(string(p[:3]))
-	if err != nil || p[3] == '-' {
+	if p[3] == '-' {
 		// Only EHLO has more lines than one, and those are the session's.
 		return len(p), nil
 	}
-	c.finish(parseReply(code, strings.TrimRight(string(p[4:]), "\r\n")))
+	if a := c.answer; p[0] < '4' && p[0] == '0'+byte(a.Reply.Code/100) && !c.swallow && !c.down.Load() {
+		// What go-smtp says is not looked at.
+		c.answer = Answer{}
+		c.agreed(a)
+		return len(p), nil
+	}
+	code, err := strconv.Atoi(string(p[:3]))
+	if err == nil {
+		c.finish(parseReply(code, strings.TrimRight(string(p[4:]), "\r\n")))
+	}
 	return len(p), nil
+}
+
+// agreed says what was to be said if go-smtp agrees.
+func (c *Conn) agreed(a Answer) {
+	defer c.survive()
+	c.say(a)
 }
 
 // parseReply takes the enhanced code from the text.
@@ -113,7 +127,7 @@ func (c *Conn) Say(a Answer) { c.say(a) }
 // say writes an answer.
 func (c *Conn) say(a Answer) {
 	if a.Reply.Code >= 400 {
-		c.judge.Refuse(&c.cmd, &a)
+		a = c.refusal(a)
 	}
 	if a.Tarpit > 0 {
 		_ = c.Flush()
@@ -133,6 +147,12 @@ func (c *Conn) say(a Answer) {
 	if a.End != EndQuit {
 		c.linger()
 	}
+}
+
+// refusal has a refusal completed.
+func (c *Conn) refusal(a Answer) Answer {
+	c.judge.Refuse(&c.cmd, &a)
+	return a
 }
 
 // pause waits, in pieces, so that a shutdown need not wait for it.

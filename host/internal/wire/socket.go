@@ -12,17 +12,25 @@ func (c *Conn) peek() (n int, err error) {
 	if c.raw == nil {
 		return 0, syscall.EAGAIN
 	}
-	var b [1]byte
-	control := c.raw.Control(func(fd uintptr) {
-		n, _, err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	})
-	if control != nil {
-		return 0, control
+	look := &peeked{}
+	if err := c.raw.Control(look.at); err != nil {
+		return 0, err
 	}
-	if err == nil && n == 0 {
-		err = io.EOF
+	if look.err == nil && look.n == 0 {
+		look.err = io.EOF
 	}
-	return n, err
+	return look.n, look.err
+}
+
+// peeked is the result of a peek.
+type peeked struct {
+	b   [1]byte
+	n   int
+	err error
+}
+
+func (p *peeked) at(fd uintptr) {
+	p.n, _, p.err = syscall.Recvfrom(int(fd), p.b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 }
 
 // Pending reports whether the client has sent anything that was not read yet.
