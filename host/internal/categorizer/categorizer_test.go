@@ -714,6 +714,15 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
+// An item whose connector is gone gets another one, without the agents' edits made twice.
+func TestRoutedItemOnlyGetsANewWay(t *testing.T) {
+	r := newRig(t)
+	r.script.answers[onSubmitted] = func(*pipeline.Event) *pipeline.Outcome { t.Error("OnSubmitted again"); return nil }
+	item := newItem("nobody@own.example", "x@far.example")
+	item.Routed, item.Hop, item.Attempts = true, "gone/drop", 3
+	same(t, routes(r.process(t, item)), "nobody@own.example -> hub/h1,h2", "x@far.example -> internet/far.example")
+}
+
 func TestOnlyPendingRecipients(t *testing.T) {
 	r := newRig(t)
 	item := newItem("x@far.example", "y@far.example")

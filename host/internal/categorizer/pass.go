@@ -55,7 +55,22 @@ type discarded struct {
 
 func (p *pass) run() {
 	parts := []part{{mail: p.draft()}}
-	for _, step := range []func([]part) []part{
+	for _, step := range p.steps() {
+		parts = step(parts)
+		if p.stopped {
+			return
+		}
+	}
+	p.finish(parts)
+}
+
+// steps from OnSubmitted to OnCategorized. An item that has been through them, and comes again because its send
+// connector is gone, holds the agents' edits already: it only gets a new way.
+func (p *pass) steps() []func([]part) []part {
+	if p.item.Routed {
+		return []func([]part) []part{p.route, p.splitRouted}
+	}
+	return []func([]part) []part{
 		p.missed,
 		p.event(agentpb.EventKind_EVENT_KIND_SUBMITTED),
 		p.resolve,
@@ -64,13 +79,7 @@ func (p *pass) run() {
 		p.event(agentpb.EventKind_EVENT_KIND_ROUTED),
 		p.split,
 		p.event(agentpb.EventKind_EVENT_KIND_CATEGORIZED),
-	} {
-		parts = step(parts)
-		if p.stopped {
-			return
-		}
 	}
-	p.finish(parts)
 }
 
 // draft is a copy of the item's mail that edits may change, with the recipients still to be delivered.
@@ -353,7 +362,7 @@ func (p *pass) again(ordinal int, l postponed) *queue.Item {
 	m.Recipients = l.recipients
 	item := p.child("later", ordinal, m)
 	item.Next, item.LastError = l.until, l.reason
-	item.Attempts, item.Missed = p.item.Attempts, p.item.Missed
+	item.Attempts, item.Missed, item.Routed, item.Hop = p.item.Attempts, p.item.Missed, p.item.Routed, p.item.Hop
 	return &item
 }
 

@@ -165,7 +165,10 @@ func (p *pass) unreachable(lost []*envelope.Recipient) {
 
 // split makes one copy a hop. Recipients that agents added at OnRouted are resolved and routed here.
 func (p *pass) split(parts []part) []part {
-	parts = p.route(p.resolve(parts))
+	return p.splitRouted(p.route(p.resolve(parts)))
+}
+
+func (p *pass) splitRouted(parts []part) []part {
 	var out []part
 	for _, c := range parts {
 		out = append(out, p.splitOne(c.mail)...)

@@ -165,7 +165,11 @@ func helloFailure(t target, err error) *failure {
 	var refused *smtp.SMTPError
 	if errors.As(err, &refused) {
 		text := strings.ReplaceAll(refused.Message, "\n", " ")
-		return next(refused.Code, "", "%s said: %d %s", t, refused.Code, printable(text))
+		fail := next(refused.Code, "", "%s said: %d %s", t, refused.Code, printable(text))
+		if e := refused.EnhancedCode; e[0] == refused.Code/100 {
+			fail.reply.Enhanced = fmt.Sprintf("%d.%d.%d", e[0], e[1], e[2])
+		}
+		return fail
 	}
 	return next(451, "4.4.2", "greeting of %s: %s", t, plainError(err))
 }

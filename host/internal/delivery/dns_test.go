@@ -56,7 +56,7 @@ func newZone(t *testing.T, records string) *zone {
 			_ = w.WriteMsg(out)
 		}
 	}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	pc, err := net.ListenPacket("udp", quietAddress()+":0")
 	if err != nil {
 		t.Fatal(err)
 	}

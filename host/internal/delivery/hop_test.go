@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,6 +71,12 @@ func newHop(t *testing.T, change func(*hop)) *hop {
 	t.Cleanup(h.stop)
 	return h
 }
+
+var quietAddresses atomic.Int32
+
+// quietAddress is a loopback address that nobody else in this process has. Nor do outgoing connections, which start
+// at 127.0.0.1: a port that is free on it stays free.
+func quietAddress() string { return fmt.Sprintf("127.0.7.%d", 1+quietAddresses.Add(1)%250) }
 
 func (h *hop) addr() string { return h.ln.Addr().String() }
 

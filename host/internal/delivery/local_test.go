@@ -133,7 +133,7 @@ func TestApply(t *testing.T) {
 // smtpSink starts Postfix's test server with options and answers with its address.
 func smtpSink(t *testing.T, options ...string) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", quietAddress()+":0")
 	if err != nil {
 		t.Fatal(err)
 	}

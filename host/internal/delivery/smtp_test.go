@@ -495,6 +495,22 @@ func TestParameters(t *testing.T) {
 	})
 }
 
+// Where the hop offers DSN, reports are its task from then on.
+func TestWhoReportsSuccess(t *testing.T) {
+	for _, dsn := range []bool{true, false} {
+		h := newHop(t, func(h *hop) {
+			if !dsn {
+				h.ext = nil
+			}
+		})
+		item := testItem("a@x.example")
+		Apply(item, deliver(t, testDelivery(t, smartHost(h)), item))
+		if r := item.Mail.Recipients[0]; r.Reported != dsn || (r.State == envelope.Delivered) != dsn {
+			t.Errorf("DSN %v: %+v", dsn, r)
+		}
+	}
+}
+
 func wantLine(t *testing.T, h *hop, verb, line string) {
 	t.Helper()
 	if got := h.command(verb); got != line {

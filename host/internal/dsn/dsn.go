@@ -3,7 +3,8 @@
 package dsn
 
 import (
-	"strconv"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/posternmail/postern/host/internal/envelope"
@@ -74,8 +75,19 @@ func Compose(r Request) *queue.Item {
 		return nil
 	}
 	r.Recipients = owed
-	id := queue.ChildID(r.Item, "dsn "+strconv.Itoa(r.Item.Attempts), r.Ordinal)
+	id := queue.ChildID(r.Item, r.cause(), r.Ordinal)
 	return r.item(id, newReport(r, id))
+}
+
+// cause for the id: the attempt, and what is said of whom. So notifications made at different places for one item,
+// at acceptance, by the categorizer and at expiry, never have the id of each other.
+func (r *Request) cause() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "dsn %d %s", r.Item.Attempts, r.Kind)
+	for _, rcpt := range r.Recipients {
+		fmt.Fprintf(&b, " %d", rcpt.Index)
+	}
+	return b.String()
 }
 
 // item is the notification, ready for the queue.

@@ -191,6 +191,11 @@ func TestEnvelopeOfANotification(t *testing.T) {
 	case m.Traffic != envelope.Internal || item.Origin != queue.OriginDSN || item.Parent != "06a1.1":
 		t.Errorf("%v %v %v", m.Traffic, item.Origin, item.Parent)
 	}
+	other := request(Failure, nil)
+	other.Recipients = other.Recipients[1:]
+	if Compose(other).ID == item.ID {
+		t.Error("notifications about different recipients have one id")
+	}
 	second := request(Failure, nil)
 	second.Ordinal = 1
 	if Compose(second).ID == item.ID {
@@ -210,7 +215,7 @@ func TestLargeOriginalIsNotReturnedWhole(t *testing.T) {
 
 func TestOriginalCannotEndThePart(t *testing.T) {
 	r := request(Failure, nil)
-	b := newReport(r, queue.ChildID(r.Item, "dsn 0", 0)).boundary()
+	b := newReport(r, Compose(r).ID).boundary()
 	item := Compose(request(Failure, func(m *envelope.Mail) {
 		m.Body = envelope.MemoryBody([]byte("--" + b + "--\r\n"))
 	}))
