@@ -48,7 +48,7 @@ func (p *Pipeline) breach(q *question) {
 	p.options.Logger.Warn("breach of the agent protocol", "agent", q.name, "version", q.runs(), "event", eventNames[q.kind],
 		"session", q.request.Session, "message", q.request.Message, "reason", q.breach)
 	if p.options.Breach != nil {
-		p.options.Breach(q.name, q.breach)
+		p.options.Breach(q.name, q.broke)
 	}
 }
 

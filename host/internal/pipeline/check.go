@@ -48,20 +48,33 @@ type stamp struct {
 // check tests the whole answer of q. The text says what is wrong with it; "" when nothing is.
 func (r *run) check(q *question) (*proposal, string) {
 	p := &proposal{question: q, verdicts: q.answer.GetVerdicts()}
-	if what := q.checkVerdicts(); what != "" {
-		return nil, what
+	for _, part := range []struct {
+		name  string
+		check func() string
+	}{
+		{breachVerdict, q.checkVerdicts},
+		{breachEdit, func() string { return r.checkEdits(p) }},
+		{breachSpawn, func() string { return r.checkSpawns(p) }},
+		{breachStamp, func() string { return r.checkStamps(p) }},
+		{breachWrite, q.checkWrites},
+	} {
+		if what := part.check(); what != "" {
+			q.broke = part.name
+			return nil, what
+		}
 	}
-	if what := r.checkEdits(p); what != "" {
-		return nil, what
-	}
-	if what := r.checkSpawns(p); what != "" {
-		return nil, what
-	}
-	if what := r.checkStamps(p); what != "" {
-		return nil, what
-	}
-	return p, q.checkWrites()
+	return p, ""
 }
+
+// The parts of an answer that can be a breach, for counts.
+const (
+	breachVerdict = "verdict"
+	breachEdit    = "edit"
+	breachSpawn   = "spawn"
+	breachStamp   = "stamp"
+	breachWrite   = "table write"
+	breachNeed    = "need"
+)
 
 // checkNeed tests an answer that asks for rows.
 func (q *question) checkNeed() string {

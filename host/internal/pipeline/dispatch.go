@@ -230,7 +230,8 @@ type question struct {
 	attempts []agent.Attempt
 	ranAs    string // version
 	failure  *agent.Failure
-	breach   string
+	breach   string // what is wrong with the answer
+	broke    string // in which part of it
 	took     time.Duration
 }
 
@@ -524,6 +525,7 @@ func (q *question) call(ctx context.Context) {
 	if !q.send(ctx, by) || q.answer.GetNeed() == nil {
 		return
 	}
+	q.broke = breachNeed
 	if q.breach = q.checkNeed(); q.breach != "" {
 		return
 	}
@@ -548,7 +550,7 @@ func (q *question) fetch(ctx context.Context, result *agent.Result) {
 			}
 			body, err := result.Upload(ctx, ticket)
 			if err != nil {
-				q.breach = fmt.Sprintf("edit body: %v", err)
+				q.breach, q.broke = fmt.Sprintf("edit body: %v", err), breachEdit
 				return
 			}
 			if q.uploads == nil {

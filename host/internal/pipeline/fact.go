@@ -156,7 +156,7 @@ func (q *question) tell() {
 		return
 	}
 	if q.answer.GetNeed() != nil {
-		q.breach = "need, at a fact"
+		q.breach, q.broke = "need, at a fact", breachNeed
 	}
 	var p *proposal
 	if q.breach == "" {
@@ -172,17 +172,21 @@ func (q *question) tell() {
 // checkFact tests the answer to a fact: verdicts, session stamps and table writes are all it may hold.
 func (q *question) checkFact() (*proposal, string) {
 	p := &proposal{question: q, verdicts: q.answer.GetVerdicts()}
+	q.broke = breachVerdict
 	if what := q.checkVerdicts(); what != "" {
 		return nil, what
 	}
+	q.broke = breachEdit
 	if len(q.answer.GetEdits())+len(q.answer.GetSpawns())+len(q.answer.GetCopies()) > 0 {
 		return nil, "edits at " + eventNames[q.kind]
 	}
+	q.broke = breachStamp
 	for _, s := range q.answer.GetStamps() {
 		if what := p.stamp(s); what != "" {
 			return nil, what
 		}
 	}
+	q.broke = breachWrite
 	return p, q.checkWrites()
 }
 

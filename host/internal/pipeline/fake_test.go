@@ -2,14 +2,18 @@ package pipeline
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/posternmail/postern/host/internal/agent"
@@ -140,18 +144,34 @@ type rig struct {
 func newRig(t testing.TB, agents ...*fake) *rig {
 	t.Helper()
 	g := &rig{store: openTables(t)}
+	logger := hclog.NewInterceptLogger(&hclog.LoggerOptions{Output: io.Discard})
+	logger.RegisterSink(g)
 	g.Pipeline = New(Options{
-		Tables: g.store, NewID: func() string { return "id" },
+		Tables: g.store, Logger: logger, NewID: func() string { return "id" },
 		Accepted: []config.AcceptedDomain{{Name: "here.example"}, {Name: "*.sub.example"}},
 		TempFile: func() (*os.File, error) { return unnamedFile(t.TempDir()) },
-		Breach: func(agent, reason string) {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			g.breaches = append(g.breaches, agent+": "+reason)
+		Breach: func(_, part string) {
+			if !slices.Contains([]string{breachVerdict, breachEdit, breachSpawn, breachStamp, breachWrite, breachNeed}, part) {
+				t.Errorf("breach in %q", part)
+			}
 		},
 	})
 	g.SetPlan(plan(t, agents...))
 	return g
+}
+
+// Accept implements hclog.SinkAdapter: breaches are read from the log.
+func (g *rig) Accept(_ string, _ hclog.Level, message string, args ...any) {
+	if !strings.HasPrefix(message, "breach") {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	said := map[any]any{}
+	for i := 0; i+1 < len(args); i += 2 {
+		said[args[i]] = args[i+1]
+	}
+	g.breaches = append(g.breaches, fmt.Sprintf("%s: %s", said["agent"], said["reason"]))
 }
 
 func plan(t testing.TB, agents ...*fake) *Plan {
