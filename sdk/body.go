@@ -81,7 +81,7 @@ func (ec *eventContext) openBody() *BodyReader {
 	if opened != nil {
 		return opened
 	}
-	b := ec.stream.service.bodies.open(ec, ec.event.GetBody())
+	b := ec.stream.service.bodies.open(ec, ec.own().GetBody())
 	ec.mu.Lock()
 	defer ec.mu.Unlock()
 	if ec.body != nil { // another goroutine of the handler was faster

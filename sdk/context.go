@@ -15,7 +15,7 @@ import (
 type eventContext struct {
 	stream     *eventStream
 	generation *generation
-	event      *agentpb.Event
+	event      wireEvent
 	common     *Event // set when the handler's event was built
 
 	mu       sync.Mutex
@@ -27,11 +27,13 @@ type eventContext struct {
 	logger   hclog.Logger
 	body     *BodyReader
 	second   []*agentpb.Answer // see Answer
+	proto    *agentpb.Event    // see whole
+	ownPart  *agentpb.Event    // see own
 }
 
-func newEventContext(es *eventStream, g *generation, event *agentpb.Event, received time.Time) *eventContext {
+func newEventContext(es *eventStream, g *generation, event wireEvent, received time.Time) *eventContext {
 	ec := &eventContext{stream: es, generation: g, event: event}
-	if t := event.GetTimeoutMicros(); t > 0 {
+	if t := event.timeout; t > 0 {
 		ec.deadline = received.Add(time.Duration(t) * time.Microsecond)
 	}
 	return ec
@@ -140,7 +142,7 @@ func (ec *eventContext) extend(d time.Duration) {
 	ec.mu.Lock()
 	ec.deadline = time.Now().Add(d) // a running timer looks at it when it fires
 	ec.mu.Unlock()
-	ec.stream.addProgress(&agentpb.Progress{Id: ec.event.GetId(), ExtendMillis: uint32(d.Milliseconds())})
+	ec.stream.addProgress(&agentpb.Progress{Id: ec.event.id, ExtendMillis: uint32(d.Milliseconds())})
 }
 
 // cancel ends the context.
@@ -153,7 +155,9 @@ func (ec *eventContext) cancel() {
 // finish lets go of what the event held.
 func (ec *eventContext) finish() {
 	ec.cancel()
-	ec.stream.service.bodies.finish(ec.event.GetBody().GetTicket(), ec.body)
+	if ec.event.hasBody {
+		ec.stream.service.bodies.finish(ec.own().GetBody().GetTicket(), ec.body)
+	}
 	ec.generation.release()
 }
 
@@ -162,16 +166,26 @@ func (ec *eventContext) Logger() hclog.Logger {
 	ec.mu.Lock()
 	defer ec.mu.Unlock()
 	if ec.logger == nil {
-		fields := []any{"event", EventName(ec.event.GetKind())}
-		if id := ec.event.GetSession().GetId(); id != "" {
+		fields := []any{"event", EventName(ec.event.kind)}
+		if id := firstText(ec.event.session); id != "" {
 			fields = append(fields, "session", id)
 		}
-		if id := ec.event.GetEnvelope().GetId(); id != "" {
+		if id := firstText(ec.event.envelope); id != "" {
 			fields = append(fields, "message", id)
 		}
 		ec.logger = ec.generation.logger.With(fields...)
 	}
 	return ec.logger
+}
+
+// firstText is field 1 of a part: the id of a session or a message.
+func firstText(octets []byte) string {
+	for f := factsOf(octets); f.next(); {
+		if f.number == 1 {
+			return f.piece
+		}
+	}
+	return ""
 }
 
 // Logger of the event that a handler got ctx with: every line it writes names agent, version, session,

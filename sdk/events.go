@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -36,11 +37,11 @@ func (e *Event) Common() *Event { return e }
 
 // fill the common part and let the context know it.
 func (e *Event) fill(c *eventContext) {
-	p := c.event
-	e.ID, e.Kind, e.Attempt = p.GetEventId(), p.GetKind(), max(1, int(p.GetAttempt()))
-	e.Time = timeOf(p.GetTimeUnixNanos())
-	e.DryRun, e.Needed = p.GetDryRun(), p.GetNeeded()
-	e.Session = sessionOf(p.GetSession())
+	w := &c.event
+	e.ID, e.Kind, e.Attempt = string(w.eventID), w.kind, max(1, int(w.attempt))
+	e.Time = timeOf(w.time)
+	e.DryRun, e.Needed = w.dryRun, w.needed
+	e.Session = sessionOf(w.session)
 	e.context = c
 	c.common = e
 }
@@ -60,12 +61,19 @@ func (e *Event) Stamp(name string) string {
 
 // LookupStamp tells an empty stamp from none.
 func (e *Event) LookupStamp(name string) (value string, ok bool) {
-	for _, s := range e.Proto().GetStamps() {
+	for _, s := range e.stamps() {
 		if s.GetName() == name && s.GetScope() != agentpb.Scope_SCOPE_RECIPIENT {
 			return string(s.GetValue()), true
 		}
 	}
 	return "", false
+}
+
+func (e *Event) stamps() []*agentpb.Stamp {
+	if e.context == nil {
+		return nil
+	}
+	return e.context.own().GetStamps()
 }
 
 // OwnStamp that this agent left, as asked for with ReadsOwnStamps; "" if there is none.
@@ -75,7 +83,7 @@ func (e *Event) OwnStamp(key string) string {
 
 // RecipientStamp that was left for one recipient; "" if there is none.
 func (e *Event) RecipientStamp(r EnvelopeRecipient, name string) string {
-	for _, s := range e.Proto().GetStamps() {
+	for _, s := range e.stamps() {
 		if s.GetName() == name && s.GetScope() == agentpb.Scope_SCOPE_RECIPIENT && int(s.GetRecipient()) == r.Index {
 			return string(s.GetValue())
 		}
@@ -99,7 +107,7 @@ type HelloEvent struct {
 }
 
 func newHelloEvent(c *eventContext) *HelloEvent {
-	e := &HelloEvent{Name: string(c.event.GetArguments().GetHello().GetName())}
+	e := &HelloEvent{Name: helloName(c.event.arguments)}
 	e.fill(c)
 	return e
 }
@@ -122,7 +130,7 @@ type AuthEvent struct {
 }
 
 func newAuthEvent(c *eventContext) *AuthEvent {
-	a := c.event.GetArguments().GetAuth()
+	a := c.arguments().GetAuth()
 	e := &AuthEvent{Mechanism: a.GetMechanism(), Identity: a.GetIdentity(), Succeeded: a.GetSucceeded()}
 	e.fill(c)
 	return e
@@ -135,7 +143,7 @@ type MailEvent struct {
 }
 
 func newMailEvent(c *eventContext) *MailEvent {
-	e := &MailEvent{Envelope: envelopeOf(c.event.GetEnvelope())}
+	e := &MailEvent{Envelope: envelopeOf(c.event.envelope)}
 	e.fill(c)
 	return e
 }
@@ -150,8 +158,8 @@ type RcptEvent struct {
 
 func newRcptEvent(c *eventContext) *RcptEvent {
 	e := &RcptEvent{
-		Envelope:  envelopeOf(c.event.GetEnvelope()),
-		Recipient: recipientOf(c.event.GetArguments().GetRcpt().GetRecipient()),
+		Envelope:  envelopeOf(c.event.envelope),
+		Recipient: rcptOf(c.event.arguments),
 	}
 	e.fill(c)
 	return e
@@ -166,7 +174,7 @@ type DataCommandEvent struct {
 
 func newDataCommandEvent(c *eventContext) *DataCommandEvent {
 	e := &DataCommandEvent{
-		Envelope: envelopeOf(c.event.GetEnvelope()), Chunking: c.event.GetArguments().GetData().GetChunking(),
+		Envelope: envelopeOf(c.event.envelope), Chunking: c.arguments().GetData().GetChunking(),
 	}
 	e.fill(c)
 	return e
@@ -182,8 +190,8 @@ type HeadersEvent struct {
 
 func newHeadersEvent(c *eventContext) *HeadersEvent {
 	e := &HeadersEvent{
-		Envelope: envelopeOf(c.event.GetEnvelope()), Message: messageOf(c.event.GetMessage()),
-		Headers: Header{c.event.GetHeaders()},
+		Envelope: envelopeOf(c.event.envelope), Message: messageOf(c.event.message),
+		Headers: Header{c.own().GetHeaders()},
 	}
 	e.fill(c)
 	return e
@@ -199,8 +207,8 @@ type DataEvent struct {
 
 func newDataEvent(c *eventContext) *DataEvent {
 	e := &DataEvent{
-		Envelope: envelopeOf(c.event.GetEnvelope()), Message: messageOf(c.event.GetMessage()),
-		Headers: Header{c.event.GetHeaders()},
+		Envelope: envelopeOf(c.event.envelope), Message: messageOf(c.event.message),
+		Headers: Header{c.own().GetHeaders()},
 	}
 	e.fill(c)
 	return e
@@ -219,7 +227,7 @@ type TextEvent struct {
 }
 
 func newTextEvent(c *eventContext) *TextEvent {
-	e := &TextEvent{Text: string(c.event.GetArguments().GetText().GetText())}
+	e := &TextEvent{Text: string(c.arguments().GetText().GetText())}
 	e.fill(c)
 	return e
 }
@@ -231,7 +239,7 @@ type RsetEvent struct {
 }
 
 func newRsetEvent(c *eventContext) *RsetEvent {
-	e := &RsetEvent{Envelope: envelopeOf(c.event.GetEnvelope())}
+	e := &RsetEvent{Envelope: envelopeOf(c.event.envelope)}
 	e.fill(c)
 	return e
 }
@@ -250,9 +258,9 @@ type RejectEvent struct {
 }
 
 func newRejectEvent(c *eventContext) *RejectEvent {
-	a := c.event.GetArguments().GetReject()
+	a := c.arguments().GetReject()
 	e := &RejectEvent{
-		Envelope: envelopeOf(c.event.GetEnvelope()), Command: a.GetCommand(), Line: string(a.GetLine()),
+		Envelope: envelopeOf(c.event.envelope), Command: a.GetCommand(), Line: string(a.GetLine()),
 		Reply: replyOf(a.GetReply()), Agent: a.GetAgent(), AgentVersion: a.GetAgentVersion(), At: a.GetEvent(),
 		Reason: a.GetReason(),
 	}
@@ -268,7 +276,7 @@ type DisconnectEvent struct {
 }
 
 func newDisconnectEvent(c *eventContext) *DisconnectEvent {
-	a := c.event.GetArguments().GetDisconnect()
+	a := c.arguments().GetDisconnect()
 	e := &DisconnectEvent{Reason: a.GetReason(), Messages: int(a.GetMessages())}
 	e.fill(c)
 	return e
@@ -288,10 +296,10 @@ type RoutingEvent struct {
 }
 
 func newRoutingEvent(c *eventContext) *RoutingEvent {
-	a := c.event.GetArguments().GetRouting()
+	a := c.arguments().GetRouting()
 	e := &RoutingEvent{
-		Envelope: envelopeOf(c.event.GetEnvelope()), Message: messageOf(c.event.GetMessage()),
-		Headers: Header{c.event.GetHeaders()}, Copy: int(a.GetCopy()), Copies: int(a.GetCopies()),
+		Envelope: envelopeOf(c.event.envelope), Message: messageOf(c.event.message),
+		Headers: Header{c.own().GetHeaders()}, Copy: int(a.GetCopy()), Copies: int(a.GetCopies()),
 		Processed: int(a.GetAttempt()), Origin: a.GetOrigin(), Item: a.GetItem(),
 	}
 	e.fill(c)
@@ -322,9 +330,9 @@ type DeliveryResult struct {
 }
 
 func newDeliveryEvent(c *eventContext) *DeliveryEvent {
-	a := c.event.GetArguments().GetDelivery()
+	a := c.arguments().GetDelivery()
 	e := &DeliveryEvent{
-		Envelope: envelopeOf(c.event.GetEnvelope()), Connector: a.GetConnector(), Remote: a.GetRemote(),
+		Envelope: envelopeOf(c.event.envelope), Connector: a.GetConnector(), Remote: a.GetRemote(),
 		TLS: a.GetTls(), ReportID: a.GetReportId(),
 	}
 	for _, r := range a.GetResults() {
@@ -354,7 +362,7 @@ type ScheduleEvent struct {
 }
 
 func newScheduleEvent(c *eventContext) *ScheduleEvent {
-	a := c.event.GetArguments().GetSchedule()
+	a := c.arguments().GetSchedule()
 	e := &ScheduleEvent{Last: timeOf(a.GetLastUnixNanos()), Page: int(a.GetPage()), More: a.GetMore()}
 	e.fill(c)
 	return e
@@ -373,10 +381,10 @@ type ReleasedEvent struct {
 }
 
 func newReleasedEvent(c *eventContext) *ReleasedEvent {
-	a := c.event.GetArguments().GetReleased()
+	a := c.arguments().GetReleased()
 	e := &ReleasedEvent{
-		Envelope: envelopeOf(c.event.GetEnvelope()), Message: messageOf(c.event.GetMessage()),
-		Headers: Header{c.event.GetHeaders()}, Agent: a.GetAgent(), Reason: a.GetReason(), By: a.GetBy(),
+		Envelope: envelopeOf(c.event.envelope), Message: messageOf(c.event.message),
+		Headers: Header{c.own().GetHeaders()}, Agent: a.GetAgent(), Reason: a.GetReason(), By: a.GetBy(),
 		Wanted: a.GetVerdict() == "wanted",
 	}
 	e.fill(c)
@@ -386,10 +394,30 @@ func newReleasedEvent(c *eventContext) *ReleasedEvent {
 // Body as asked for with the option Body, until the handler returns.
 func (e *ReleasedEvent) Body() *BodyReader { return e.context.openBody() }
 
-// Proto is the event as it came from the host, for what the typed events do not show. Not to be changed.
-func (e *Event) Proto() *agentpb.Event {
-	if e.context == nil { // made by a test
-		return nil
+// arguments of the kinds of events that are not the most frequent.
+func (ec *eventContext) arguments() *agentpb.Arguments {
+	a := new(agentpb.Arguments)
+	_ = proto.Unmarshal(ec.event.arguments, a) // see unmarshalled
+	return a
+}
+
+// helloName reads the arguments of OnHelo and OnEhlo.
+func helloName(octets []byte) string { return argument(octets, 1, 1) }
+
+// rcptOf reads the arguments of OnRcpt.
+func rcptOf(octets []byte) EnvelopeRecipient { return recipientOf(argument(octets, 3, 1)) }
+
+// argument finds one field of the arguments of one kind.
+func argument(octets []byte, kind, number int) (piece string) {
+	for f := factsOf(octets); f.next(); {
+		if f.number != kind {
+			continue
+		}
+		for inner := (facts{text: f.piece}); inner.next(); {
+			if inner.number == number {
+				piece = inner.piece
+			}
+		}
 	}
-	return e.context.event
+	return piece
 }

@@ -18,9 +18,14 @@ func (a Address) In(networks []netip.Prefix) bool {
 	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a.Addr) })
 }
 
-func addressOf(octets []byte) Address {
-	a, _ := netip.AddrFromSlice(octets)
-	return Address{a.Unmap()}
+func addressOf(octets string) Address {
+	switch len(octets) {
+	case 4:
+		return Address{netip.AddrFrom4([4]byte([]byte(octets)))}
+	case 16:
+		return Address{netip.AddrFrom16([16]byte([]byte(octets))).Unmap()}
+	}
+	return Address{}
 }
 
 // Trust that the receive connector grants a session.
@@ -82,24 +87,87 @@ type Auth struct {
 	Identity  string
 }
 
-func sessionOf(p *agentpb.Session) *Session {
-	if p == nil {
-		return &Session{Trust: Anonymous}
-	}
-	s := &Session{
-		ID: p.Id, Connector: p.Connector, Helo: string(p.Helo), Extended: p.Extended,
-		Client: addressOf(p.Client), ClientPort: uint16(p.ClientPort), Peer: addressOf(p.Peer),
-		Local: addressOf(p.Local), LocalPort: uint16(p.LocalPort),
-		Trust: max(p.Trust, Anonymous), Traffic: p.Traffic, Started: timeOf(p.StartedUnixNanos),
-		EarlyTalk: p.EarlyTalk, Commands: int(p.Commands), Rejects: int(p.Rejects),
-	}
-	if t := p.Tls; t != nil {
-		s.TLS = &TLS{t.Version, t.CipherSuite, t.ServerName, t.ClientSubject, t.ClientVerified}
-	}
-	if a := p.Authentication; a != nil {
-		s.Auth = &Auth{a.Mechanism, a.Identity}
+// sessionOf reads a Session of the protocol.
+func sessionOf(octets []byte) *Session {
+	s := &Session{Trust: Anonymous}
+	for f := factsOf(octets); f.next(); {
+		switch f.number {
+		case 1:
+			s.ID = f.piece
+		case 2:
+			s.Connector = f.piece
+		case 3:
+			s.Client = addressOf(f.piece)
+		case 4:
+			s.ClientPort = uint16(f.value)
+		case 5:
+			s.Peer = addressOf(f.piece)
+		case 6:
+			s.Local = addressOf(f.piece)
+		case 7:
+			s.LocalPort = uint16(f.value)
+		case 8:
+			s.Helo = f.piece
+		case 9:
+			s.Extended = f.value != 0
+		case 10:
+			s.TLS = tlsOf(f.piece)
+		case 11:
+			s.Auth = authOf(f.piece)
+		default:
+			s.more(&f)
+		}
 	}
 	return s
+}
+
+func (s *Session) more(f *facts) {
+	switch f.number {
+	case 12:
+		s.Trust = max(Trust(f.value), Anonymous)
+	case 13:
+		s.Traffic = Traffic(f.value)
+	case 14:
+		s.Started = timeOf(int64(f.value))
+	case 15:
+		s.EarlyTalk = f.value != 0
+	case 16:
+		s.Commands = int(f.value)
+	case 17:
+		s.Rejects = int(f.value)
+	}
+}
+
+func tlsOf(text string) *TLS {
+	t := new(TLS)
+	for f := (facts{text: text}); f.next(); {
+		switch f.number {
+		case 1:
+			t.Version = f.piece
+		case 2:
+			t.CipherSuite = f.piece
+		case 3:
+			t.ServerName = f.piece
+		case 4:
+			t.ClientSubject = f.piece
+		case 5:
+			t.ClientVerified = f.value != 0
+		}
+	}
+	return t
+}
+
+func authOf(text string) *Auth {
+	a := new(Auth)
+	for f := (facts{text: text}); f.next(); {
+		switch f.number {
+		case 1:
+			a.Mechanism = f.piece
+		case 2:
+			a.Identity = f.piece
+		}
+	}
+	return a
 }
 
 // timeOf answers with the zero time for 0.
@@ -145,52 +213,101 @@ type EnvelopeRecipient struct {
 	NextHop      string          // from OnRouted on
 }
 
-func envelopeOf(p *agentpb.Envelope) Envelope {
-	e := Envelope{
-		TrackingID: p.GetId(), Sender: senderOf(p.GetSender()), RecipientCount: int(p.GetRecipientCount()),
-	}
-	if list := p.GetRecipients(); len(list) > 0 {
-		e.RecipientCount = len(list)
-		e.Recipients = make([]EnvelopeRecipient, len(list))
-		for i, r := range list {
-			e.Recipients[i] = recipientOf(r)
+// envelopeOf reads an Envelope of the protocol.
+func envelopeOf(octets []byte) Envelope {
+	var e Envelope
+	for f := factsOf(octets); f.next(); {
+		switch f.number {
+		case 1:
+			e.TrackingID = f.piece
+		case 2:
+			e.Sender = senderOf(f.piece)
+		case 3:
+			e.Recipients = append(e.Recipients, recipientOf(f.piece))
+		case 4:
+			e.RecipientCount = int(f.value)
 		}
+	}
+	if len(e.Recipients) > 0 {
+		e.RecipientCount = len(e.Recipients)
 	}
 	return e
 }
 
-func senderOf(p *agentpb.Sender) EnvelopeSender {
-	if p == nil {
-		return EnvelopeSender{}
+func senderOf(text string) EnvelopeSender {
+	var s EnvelopeSender
+	for f := (facts{text: text}); f.next(); {
+		switch f.number {
+		case 1:
+			s.Mailbox = mailboxOf(f.piece)
+		case 2:
+			s.Size = int64(f.value)
+		case 3:
+			s.BodyType = f.piece
+		case 4:
+			s.SMTPUTF8 = f.value != 0
+		case 5:
+			s.RequireTLS = f.value != 0
+		case 6:
+			s.Ret = f.piece
+		case 7:
+			s.EnvID = f.piece
+		case 8:
+			s.Auth = f.piece
+		}
 	}
-	return EnvelopeSender{
-		Mailbox: mailboxOf(p.Address), Size: int64(p.Size), BodyType: p.BodyType, SMTPUTF8: p.Smtputf8,
-		RequireTLS: p.RequireTls, Ret: p.Ret, EnvID: string(p.Envid), Auth: string(p.Auth),
-	}
+	return s
 }
 
-func recipientOf(p *agentpb.Recipient) EnvelopeRecipient {
-	return EnvelopeRecipient{
-		Mailbox: mailboxOf(p.GetAddress()), Index: int(p.GetIndex()), ORCPT: string(p.GetOrcpt()), Notify: p.GetNotify(),
-		Original: mailboxOf(p.GetOriginal()), ExpandedFrom: mailboxOf(p.GetExpandedFrom()), NextHop: p.GetNextHop(),
+func recipientOf(text string) EnvelopeRecipient {
+	var r EnvelopeRecipient
+	for f := (facts{text: text}); f.next(); {
+		switch f.number {
+		case 1:
+			r.Index = int(f.value)
+		case 2:
+			r.Mailbox = mailboxOf(f.piece)
+		case 3:
+			r.ORCPT = f.piece
+		case 4:
+			r.Notify = append(r.Notify, f.piece)
+		case 5:
+			r.Original = mailboxOf(f.piece)
+		case 6:
+			r.ExpandedFrom = mailboxOf(f.piece)
+		case 7:
+			r.NextHop = f.piece
+		}
 	}
+	return r
 }
 
 // mailboxOf reads an address that the host has checked. One that a rewriting agent left and that does not
 // parse is split at its last @, so that it is at least seen.
-func mailboxOf(octets []byte) address.Mailbox {
-	if len(octets) == 0 {
-		return address.Mailbox{}
+func mailboxOf(s string) address.Mailbox {
+	at := strings.LastIndexByte(s, '@')
+	if at > 0 && isPlain(s[:at], true) && isPlain(s[at+1:], false) {
+		return address.Mailbox{Local: s[:at], Domain: s[at+1:]} // what nearly all addresses look like
 	}
-	m, err := address.Parse(string(octets))
-	if err == nil {
+	if m, err := address.Parse(s); err == nil {
 		return m
 	}
-	s := string(octets)
-	if at := strings.LastIndexByte(s, '@'); at >= 0 {
+	if at >= 0 {
 		return address.Mailbox{Local: s[:at], Domain: strings.ToLower(s[at+1:])}
 	}
 	return address.Mailbox{Local: s}
+}
+
+// isPlain: nothing but letters, digits, dots and hyphens, the letters in lower case unless capitals are allowed.
+func isPlain(s string, capitals bool) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '.', c == '-', capitals && c >= 'A' && c <= 'Z':
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // Message facts, from OnEndOfHeaders on.
@@ -203,14 +320,26 @@ type Message struct {
 	ReceivedCount int             // number of Received fields
 }
 
-func messageOf(p *agentpb.Message) Message {
-	if p == nil {
-		return Message{}
+// messageOf reads a Message of the protocol.
+func messageOf(octets []byte) Message {
+	var m Message
+	for f := factsOf(octets); f.next(); {
+		switch f.number {
+		case 1:
+			m.HeaderBytes = int64(f.value)
+		case 2:
+			m.BodyBytes = int64(f.value)
+		case 3:
+			m.From = mailboxOf(f.piece)
+		case 4:
+			m.MessageID = f.piece
+		case 5:
+			m.Subject = decodeText([]byte(f.piece))
+		case 6:
+			m.ReceivedCount = int(f.value)
+		}
 	}
-	return Message{
-		HeaderBytes: int64(p.HeaderBytes), BodyBytes: int64(p.BodyBytes), From: mailboxOf(p.HeaderFrom),
-		MessageID: string(p.MessageId), Subject: decodeText(p.Subject), ReceivedCount: int(p.ReceivedCount),
-	}
+	return m
 }
 
 // Reply is an SMTP reply.

@@ -59,6 +59,7 @@ func newProcess(def *definition) *process {
 	p.agent = newService(def, p.logger, p.side)
 	p.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
+		grpc.ForceServerCodecV2(newEventCodec()),
 		grpc.ChainUnaryInterceptor(p.checkUnary), grpc.ChainStreamInterceptor(p.checkStream),
 	)
 	agentpb.RegisterAgentServiceServer(p.server, p.agent)

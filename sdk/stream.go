@@ -19,7 +19,7 @@ const (
 // eventStream is one Events call: a reader, the handlers, and a writer that sends whatever is waiting.
 type eventStream struct {
 	service *service
-	stream  agentpb.AgentService_EventsServer
+	stream  messages
 	wake    chan struct{} // something is waiting for the writer
 	done    chan struct{} // the stream is over
 
@@ -30,8 +30,18 @@ type eventStream struct {
 	active   map[uint64]*eventContext
 }
 
+// messages are what the stream carries; *grpc.ServerStream is one.
+type messages interface {
+	RecvMsg(m any) error
+	SendMsg(m any) error
+}
+
 // Events reads events and starts handlers until the host closes the stream.
 func (s *service) Events(stream agentpb.AgentService_EventsServer) error {
+	return s.serveEvents(stream)
+}
+
+func (s *service) serveEvents(stream messages) error {
 	es := &eventStream{
 		service: s, stream: stream, wake: make(chan struct{}, 1), done: make(chan struct{}),
 		active: map[uint64]*eventContext{},
@@ -48,18 +58,22 @@ func (s *service) Events(stream agentpb.AgentService_EventsServer) error {
 // read never waits for a handler, so a ping is answered however long they take.
 func (es *eventStream) read() error {
 	for {
-		in, err := es.stream.Recv()
-		if err != nil {
+		var raw rawRequest
+		if err := es.stream.RecvMsg(&raw); err != nil {
 			return nil // the host is done with the stream, or gone
 		}
 		received := time.Now()
-		if in.GetPing() != nil {
-			es.setPong(in.GetPing().GetNonce())
+		in, err := parseRequest(raw.octets)
+		if err != nil {
+			return err
 		}
-		for _, event := range in.GetEvents() {
-			es.begin(event, received)
+		if in.ping != nil {
+			es.setPong(in.ping.GetNonce())
 		}
-		for _, id := range in.GetCancel() {
+		for i := range in.events {
+			es.begin(in.events[i], received)
+		}
+		for _, id := range in.cancel {
 			es.cancel(id)
 		}
 	}
@@ -73,15 +87,15 @@ func (es *eventStream) setPong(nonce uint64) {
 }
 
 // begin starts the handler of an event.
-func (es *eventStream) begin(event *agentpb.Event, received time.Time) {
+func (es *eventStream) begin(event wireEvent, received time.Time) {
 	g := es.service.pin()
 	if g == nil {
-		es.answer(fault(event.GetId(), "not configured"))
+		es.answer(fault(event.id, "not configured"))
 		return
 	}
 	ec := newEventContext(es, g, event, received)
 	es.mu.Lock()
-	es.active[event.GetId()] = ec
+	es.active[event.id] = ec
 	es.mu.Unlock()
 	es.service.work.start(ec.run)
 }
@@ -91,7 +105,7 @@ func (ec *eventContext) run() {
 	answer := ec.handle()
 	es := ec.stream
 	es.mu.Lock()
-	delete(es.active, ec.event.GetId())
+	delete(es.active, ec.event.id)
 	es.answers = append(es.answers, answer)
 	for _, a := range ec.second {
 		a.Id = answer.Id
@@ -104,23 +118,23 @@ func (ec *eventContext) run() {
 
 // handle calls the handler. A panic in it is a fault of this event alone.
 func (ec *eventContext) handle() (answer *agentpb.Answer) {
-	id := ec.event.GetId()
+	id := ec.event.id
 	defer func() {
 		if cause := recover(); cause != nil {
 			ec.Logger().Error("handler panicked", "cause", fmt.Sprint(cause), "stack", stack())
 			answer = fault(id, fmt.Sprintf("panic: %v", cause))
 		}
 	}()
-	handler := ec.generation.handlers.of(ec.event.GetKind())
+	handler := ec.generation.handlers.of(ec.event.kind)
 	if handler == nil {
-		return fault(id, fmt.Sprintf("no handler for %s", EventName(ec.event.GetKind())))
+		return fault(id, fmt.Sprintf("no handler for %s", EventName(ec.event.kind)))
 	}
 	return ec.complete(handler(ec))
 }
 
 // complete makes an answer of a verdict.
 func (ec *eventContext) complete(v Verdict) *agentpb.Answer {
-	id := ec.event.GetId()
+	id := ec.event.id
 	answer, err := v.answer(ec.common)
 	if err != nil {
 		ec.Logger().Error("handler failed", "error", err)
@@ -193,7 +207,7 @@ func (es *eventStream) write() {
 			if out == nil {
 				break
 			}
-			if err := es.stream.Send(out); err != nil {
+			if err := es.stream.SendMsg(out); err != nil {
 				es.service.logger.Warn("cannot answer the host", "error", err)
 				return
 			}

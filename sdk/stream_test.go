@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -19,26 +18,25 @@ import (
 
 // pipe is an Events stream whose other end is the test. Messages are marshalled on their way, as on a socket.
 type pipe struct {
-	grpc.ServerStream
 	in  chan []byte
 	out chan []byte
 }
 
 func newPipe() *pipe { return &pipe{in: make(chan []byte, 64), out: make(chan []byte, 1024)} }
 
-func (p *pipe) Context() context.Context { return context.Background() }
-
-func (p *pipe) Recv() (*agentpb.EventsRequest, error) {
+// RecvMsg implements messages.
+func (p *pipe) RecvMsg(m any) error {
 	octets, ok := <-p.in
 	if !ok {
-		return nil, io.EOF
+		return io.EOF
 	}
-	m := new(agentpb.EventsRequest)
-	return m, proto.Unmarshal(octets, m)
+	m.(*rawRequest).octets = octets
+	return nil
 }
 
-func (p *pipe) Send(m *agentpb.EventsResponse) error {
-	octets, err := proto.Marshal(m)
+// SendMsg implements messages.
+func (p *pipe) SendMsg(m any) error {
+	octets, err := proto.Marshal(m.(proto.Message))
 	p.out <- octets
 	return err
 }
@@ -84,7 +82,7 @@ func served[C, A any](tb testing.TB, config string, build func(C, *Registrar) (A
 	configure(tb, s, config)
 	p := newPipe()
 	var serving sync.WaitGroup
-	serving.Go(func() { s.Events(p) })
+	serving.Go(func() { s.serveEvents(p) })
 	tb.Cleanup(func() {
 		close(p.in)
 		serving.Wait()

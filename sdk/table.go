@@ -162,10 +162,10 @@ func (u *tableUse) proto() *agentpb.TableUse {
 // row of this use that satisfies the condition, in an event.
 func (u *tableUse) row(e *Event, matches func(*agentpb.Row) bool) *agentpb.Row {
 	index := u.index[e.Kind]
-	if index == 0 {
+	if index == 0 || e.context == nil {
 		return nil
 	}
-	for _, r := range e.Proto().GetRows() {
+	for _, r := range e.context.own().GetRows() {
 		if int(r.GetUse()) == index-1 && r.GetTable() == u.name && matches(r) {
 			return r
 		}

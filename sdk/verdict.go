@@ -396,7 +396,7 @@ func (s selection) resolve(e *Event) (indexes []uint32, nobody bool) {
 	}
 	recipients := e.Proto().GetEnvelope().GetRecipients()
 	for _, r := range recipients {
-		if listed[mailboxOf(r.GetAddress()).Key()] == (s.mode == only) {
+		if listed[mailboxOf(string(r.GetAddress())).Key()] == (s.mode == only) {
 			indexes = append(indexes, r.GetIndex())
 		}
 	}

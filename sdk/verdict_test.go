@@ -21,7 +21,20 @@ func eventFor(kind EventKind, recipients ...string) *Event {
 	for i, r := range recipients {
 		envelope.Recipients = append(envelope.Recipients, &agentpb.Recipient{Index: uint32(i), Address: []byte(r)})
 	}
-	c := &eventContext{event: &agentpb.Event{Kind: kind, Envelope: envelope}, generation: &generation{instance: "label"}}
+	return eventOf(&agentpb.Event{Kind: kind, Envelope: envelope})
+}
+
+// eventOf the protocol, as a handler gets it.
+func eventOf(p *agentpb.Event) *Event {
+	octets, err := proto.Marshal(p)
+	if err != nil {
+		panic(err)
+	}
+	event, err := parseEvent(octets)
+	if err != nil {
+		panic(err)
+	}
+	c := &eventContext{event: event, generation: &generation{instance: "label"}}
 	e := new(Event)
 	e.fill(c)
 	return e
@@ -128,11 +141,12 @@ func TestWrites(t *testing.T) {
 	r := &Registrar{}
 	table := UseTable[count](r, "t", Key(Recipient))
 	r.subscription(OnEndOfData)
-	e := eventFor(OnEndOfData, "a@x.example", "b@x.example")
-	e.context.event.Rows = []*agentpb.Row{
+	p := proto.CloneOf(eventFor(OnEndOfData, "a@x.example", "b@x.example").Proto())
+	p.Rows = []*agentpb.Row{
 		{Table: "t", Key: []byte("a@x.example"), Recipient: 0},
 		{Table: "t", Key: []byte("b@x.example"), Recipient: 1, Found: true, Value: []byte(`{"n":7}`), CreatedUnixNanos: 1e18},
 	}
+	e := eventOf(p)
 	second := EnvelopeRecipient{Index: 1}
 	if _, known := table.Row(e); known {
 		t.Error("the first row is known")
