@@ -44,9 +44,9 @@ func TestPoison(t *testing.T) {
 			var mu sync.Mutex
 			var calls sync.WaitGroup
 			for i := range 32 {
-				text := "sleep 60ms"
+				text := "hold"
 				if i == 7 {
-					text = "sleep-then-die 20ms"
+					text = fmt.Sprint("die-among ", 32/instances)
 				}
 				calls.Go(func() {
 					r, err := a.Call(context.Background(), event(fmt.Sprint("e", i), text))
@@ -71,7 +71,7 @@ func TestPoison(t *testing.T) {
 				})
 			}
 			calls.Wait()
-			if poisoned != 1 || succeeded != 31 || retried < 15 {
+			if poisoned != 1 || succeeded != 31 || retried != 32/instances-1 {
 				t.Errorf("%d poisoned, %d succeeded, %d retried", poisoned, succeeded, retried)
 			}
 		})

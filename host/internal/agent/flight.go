@@ -30,7 +30,8 @@ type flight struct {
 	sent     bool    // to the agent, in this attempt
 	since    time.Time
 	attempts []Attempt
-	guilt    int // deaths with this event alone in flight
+	first    [1]Attempt // memory of attempts, mostly all there are
+	guilt    int        // deaths with this event alone in flight
 	evidence []string
 	result   Result
 	failure  *Failure
@@ -59,6 +60,7 @@ func newFlight(c *Call) (*flight, error) {
 	f := &flight{call: c, body: body, size: eventBound(c, &body), started: now}
 	f.latest = now.Add(max(c.Timeout, c.Extend))
 	f.deadline.Store(int64(c.Timeout))
+	f.attempts = f.first[:0]
 	return f, nil
 }
 

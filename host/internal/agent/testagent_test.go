@@ -342,6 +342,16 @@ func (a *testAgent) handle(e *agentpb.Event, text string) {
 		d, _ := time.ParseDuration(argument)
 		time.Sleep(d)
 		os.Exit(4)
+	case "hold":
+		if e.GetAttempt() == 1 {
+			time.Sleep(3 * time.Second)
+		}
+	case "die-among":
+		n, _ := strconv.Atoi(argument)
+		for e.GetAttempt() == 1 && a.inFlight.Load() < int64(n) {
+			time.Sleep(time.Millisecond)
+		}
+		os.Exit(4)
 	case "gate":
 		<-a.gate
 	case "open":
