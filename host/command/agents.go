@@ -75,8 +75,7 @@ func (a *app) printAgent(one *admin.Agent) {
 		instances.row(fmt.Sprint(i.Number), number(i.PID), i.State, stamp(i.Since), orDash(i.Version), fmt.Sprint(i.InFlight),
 			fmt.Sprint(i.Restarts), orDash(i.Reason))
 	}
-	a.printf("\n")
-	instances.print(a.stdout, a.width)
+	a.printBelow(instances)
 
 	events := columns("EVENT", "CALLS>", "MEDIAN>", "P99>", "ANSWERS", "READS", "MAY CHANGE")
 	for _, e := range one.Events {
@@ -87,8 +86,7 @@ func (a *app) printAgent(one *admin.Agent) {
 		events.row(e.Event, fmt.Sprint(e.Calls), median, p99, orDash(counts(e.Verdicts)), orDash(strings.Join(e.Reads, ", ")),
 			orDash(strings.Join(e.Changes, ", ")))
 	}
-	a.printf("\n")
-	events.print(a.stdout, a.width)
+	a.printBelow(events)
 	a.printStderr(one.Instances)
 }
 

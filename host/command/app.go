@@ -180,9 +180,9 @@ func (a *app) call(ctx context.Context, c *command, path string, args []string) 
 	}
 	switch {
 	case len(rest) < c.min:
-		return &misuse{text: fmt.Sprintf("%s: %s is missing", path, missing(c, len(rest))), path: path}
+		return &misuse{text: missing(c, len(rest)) + " is missing", path: path}
 	case c.max >= 0 && len(rest) > c.max:
-		return &misuse{text: fmt.Sprintf("%s: unexpected argument %q", path, rest[c.max]), path: path}
+		return &misuse{text: fmt.Sprintf("unexpected argument %q", rest[c.max]), path: path}
 	}
 	err = c.run(ctx, rest)
 	var wrong *misuse
@@ -248,7 +248,11 @@ func flagError(f *flag.FlagSet, err error) string {
 	if name, found := strings.CutPrefix(text, "flag needs an argument: -"); found {
 		return fmt.Sprintf("option --%s needs a value", name)
 	}
-	return strings.Replace(strings.Replace(printable(text), "for flag -", "for option --", 1), "invalid boolean value", "invalid value", 1)
+	text = strings.TrimSuffix(printable(text), ": parse error")
+	for _, words := range []string{" for flag -", " for -"} {
+		text = strings.Replace(text, words, " for option --", 1)
+	}
+	return strings.Replace(text, "invalid boolean value", "invalid value", 1)
 }
 
 func suggestOption(name string, known []string) string {

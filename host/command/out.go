@@ -129,6 +129,14 @@ func (a *app) list(t *table, nothing string) {
 	t.print(a.stdout, a.width)
 }
 
+// printBelow prints a table, if it has rows, with an empty line above it.
+func (a *app) printBelow(t *table) {
+	if len(t.rows) > 0 {
+		a.printf("\n")
+		t.print(a.stdout, a.width)
+	}
+}
+
 // printJSON prints v for programs: the types of the admin package, with names that stay.
 func (a *app) printJSON(v any) error {
 	encoder := json.NewEncoder(a.stdout)

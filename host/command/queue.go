@@ -16,7 +16,7 @@ import (
 func queueCommand(a *app) *command {
 	return &command{name: "queue", short: "Look at the mail that waits, and move it.", subs: []*command{
 		queueListCommand(a), queueShowCommand(a),
-		queueChangeCommand(a, "retry", "Try items again now.", "tried again"),
+		queueChangeCommand(a, "retry", "Try items again now.", "retried"),
 		queueChangeCommand(a, "suspend", "Stop items until they are resumed.", "suspended"),
 		queueChangeCommand(a, "resume", "Let suspended and parked items go on.", "resumed"),
 		queueChangeCommand(a, "remove", "Remove items. Nobody is notified; the ledger keeps a DROP record.", "removed"),
@@ -35,7 +35,11 @@ func queueListCommand(a *app) *command {
 		},
 		run: func(ctx context.Context, _ []string) error {
 			query := url.Values{"state": {state}, "hop": {hop}, "limit": {fmt.Sprint(limit)}}
-			return a.listItems(ctx, "/v1/queue", query, queueTable, "the queue is empty")
+			nothing := "the queue is empty"
+			if state != "" || hop != "" {
+				nothing = "no such items"
+			}
+			return a.listItems(ctx, "/v1/queue", query, queueTable, nothing)
 		},
 	}
 }
@@ -210,11 +214,12 @@ func (a *app) printChanged(changed admin.Changed, done string) {
 	for _, id := range slices.Sorted(maps.Keys(changed.Failed)) {
 		a.note("%s: %s", printable(id), printable(changed.Failed[id]))
 	}
-	if len(changed.Done) == 1 {
+	switch n := len(changed.Done); {
+	case n == 1:
 		a.printf("%s %s\n", done, changed.Done[0])
-		return
+	case n > 1 || len(changed.Failed) == 0:
+		a.printf("%s %s\n", done, plural(n, "item"))
 	}
-	a.printf("%s %s\n", done, plural(len(changed.Done), "item"))
 }
 
 func quarantineCommand(a *app) *command {

@@ -8,7 +8,10 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/config"
@@ -117,7 +120,7 @@ func (a *app) replay(ctx context.Context, o replayOptions, e replay.Envelope, fi
 	return errors.Join(a.replayAll(ctx, engine, o, e, files), engine.Close())
 }
 
-// replayAll prints a report a message: for programs a JSON object a line.
+// replayAll prints a report a message, for programs a JSON object.
 func (a *app) replayAll(ctx context.Context, engine *replay.Engine, o replayOptions, e replay.Envelope, files []string) error {
 	results := map[string]int{}
 	n := 0
@@ -210,7 +213,31 @@ func (a *app) rows(ctx context.Context, c *config.Config) (replay.Rows, func(), 
 	if !errors.Is(err, admin.ErrNotRunning) {
 		return nil, nil, err
 	}
-	return replay.NoRows{}, func() {}, nil
+	return leftRows(filepath.Join(c.Host.DataDir, "tables"), a.logger("tables"))
+}
+
+// leftRows reads a copy of the tables that a host has left: the host may come back at any moment, and wants them
+// for itself.
+func leftRows(from string, logger hclog.Logger) (replay.Rows, func(), error) {
+	if _, err := os.Stat(from); errors.Is(err, os.ErrNotExist) {
+		return replay.NoRows{}, func() {}, nil
+	}
+	dir, err := os.MkdirTemp("", "postern-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("tables: %w", err)
+	}
+	remove := func() { _ = os.RemoveAll(dir) }
+	copied := filepath.Join(dir, "tables")
+	if err := os.CopyFS(copied, os.DirFS(from)); err != nil {
+		remove()
+		return nil, nil, fmt.Errorf("copying the tables: %w", err)
+	}
+	store, err := tables.Open(copied, tables.Options{Logger: logger})
+	if err != nil {
+		remove()
+		return nil, nil, fmt.Errorf("tables: %w", err)
+	}
+	return store, func() { _ = store.Close(); remove() }, nil
 }
 
 // remoteRows reads rows from the running host.

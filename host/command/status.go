@@ -36,15 +36,13 @@ func (a *app) printStatus(s *admin.Status) {
 	a.section("DEGRADED", s.Degraded)
 	a.section("DRIFT", s.Drift)
 
-	a.printf("\n")
-	a.listenerTable(s.Listeners).print(a.stdout, a.width)
+	a.printBelow(a.listenerTable(s.Listeners))
 
-	a.printf("\n")
 	agents := columns("AGENT", "VERSION", "STATE", "UP", "IN FLIGHT>", "RESTARTS>", "CALLS>", "P99>")
 	for i := range s.Agents {
 		agents.row(a.agentRow(&s.Agents[i])...)
 	}
-	agents.print(a.stdout, a.width)
+	a.printBelow(agents)
 
 	a.printf("\n")
 	a.printQueue(s)

@@ -162,7 +162,7 @@ func trackRow(r *tracking.Record) []string {
 	scenes := r.Scenes()
 	what := scenes[len(scenes)-1].Text
 	if r.Reply != "" && r.Event != tracking.Receive {
-		what += " [" + r.Reply + "]"
+		what += ", reply " + r.Reply
 	}
 	return []string{stamp(r.Time), r.Event, orDash(id), sender, recipients(r.Recipients), size, what}
 }

@@ -47,17 +47,20 @@ func (a *api) list(r *http.Request, filter func(queue.Entry) bool) (any, error) 
 		return nil, err
 	}
 	entries := a.Queue.Entries(filter)
-	slices.SortFunc(entries, func(a, b queue.Entry) int {
-		if c := a.Received.Compare(b.Received); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ID, b.ID)
-	})
+	slices.SortFunc(entries, byAge)
 	listing := Entries{Items: []Entry{}, Total: len(entries)}
 	for _, e := range entries[:min(len(entries), limit)] {
 		listing.Items = append(listing.Items, Entry{Entry: e, State: e.State.String()})
 	}
 	return listing, nil
+}
+
+// byAge orders entries oldest first.
+func byAge(a, b queue.Entry) int {
+	if c := a.Received.Compare(b.Received); c != 0 {
+		return c
+	}
+	return strings.Compare(a.ID, b.ID)
 }
 
 // limitOf is the parameter limit; 0 is no limit.
@@ -246,7 +249,9 @@ func (a *api) each(r *http.Request, may func(queue.Entry) bool, do func(queue.En
 		return nil, err
 	}
 	changed := Changed{Done: []string{}, Failed: map[string]string{}}
-	for _, e := range a.selected(s, may, &changed) {
+	selected := a.selected(s, may, &changed)
+	slices.SortFunc(selected, byAge)
+	for _, e := range selected {
 		if !may(e) {
 			changed.Failed[e.ID] = "it is " + e.State.String()
 			continue

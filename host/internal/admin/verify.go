@@ -316,7 +316,11 @@ func (v *verification) tell(r *tracking.Record) (done bool, err error) {
 		if len(scene.Details) > 0 {
 			text += " (" + strings.Join(scene.Details, "; ") + ")"
 		}
-		if err := v.step(strings.ToLower(scene.Event), !end || good, "%s", text); err != nil {
+		name := scene.Event
+		if scene.Who == "host" {
+			name = strings.ToLower(name)
+		}
+		if err := v.step(name, !end || good, "%s", text); err != nil {
 			return true, err
 		}
 	}

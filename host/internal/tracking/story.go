@@ -128,6 +128,9 @@ func messageOf(records []Record, messageID string) string {
 	return messageID
 }
 
+// longestSession bounds what is believed of the time in an id.
+const longestSession = 24 * time.Hour
+
 // arrival says who connected. The ledger has no line for it: every line of the session repeats it.
 func arrival(records []Record) []Scene {
 	for i := range records {
@@ -136,7 +139,7 @@ func arrival(records []Record) []Scene {
 			continue
 		}
 		at := r.Time
-		if t, ok := timeOfID(r.Session); ok && t.Before(at) {
+		if t, ok := timeOfID(r.Session); ok && t.Before(at) && at.Sub(t) < longestSession {
 			at = t
 		}
 		scene := Scene{Time: at, Who: "client", Text: r.Client + " connected to " + r.Connector}
@@ -192,7 +195,7 @@ func (r *Record) text() string {
 	case Receive:
 		return "accepted" + r.what()
 	case Reject:
-		return "refused " + last("the message", r.Command) + r.by()
+		return "refused " + refusedWhat(r.Command) + r.by()
 	case Categorize:
 		return "routed" + r.to(" to ", r.Remote)
 	case Send:
@@ -215,6 +218,16 @@ func (r *Record) text() string {
 		return "made a new message" + r.by()
 	}
 	return strings.ToLower(r.Event)
+}
+
+func refusedWhat(command string) string {
+	switch command {
+	case "", "MESSAGE":
+		return "the message"
+	case "CONNECT":
+		return "the connection"
+	}
+	return command
 }
 
 func (r *Record) to(word, what string) string {
@@ -371,14 +384,19 @@ func summary(base string, records []Record) string {
 	if sessionOf(records) == base {
 		return sessionSummary(base, records)
 	}
-	text := "Message " + base
-	for i := range records {
-		if r := &records[i]; r.Message == base && r.Sender != nil {
-			text += r.from()
-			break
+	return "Message " + base + envelopeOf(base, records) + ": " + ending(base, records) + "."
+}
+
+// envelopeOf is from whom to whom: as accepted, or else as first refused.
+func envelopeOf(base string, records []Record) string {
+	for _, accepted := range []bool{true, false} {
+		for i := range records {
+			if r := &records[i]; r.Message == base && r.Sender != nil && (r.Event == Receive || !accepted) {
+				return r.from()
+			}
 		}
 	}
-	return text + ": " + ending(base, records) + "."
+	return ""
 }
 
 func sessionSummary(id string, records []Record) string {
