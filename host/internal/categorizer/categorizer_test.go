@@ -489,6 +489,25 @@ func TestVerdictsOnTheWholeMessage(t *testing.T) {
 	}
 }
 
+func TestReleasedMessageIsNotQuarantinedAgain(t *testing.T) {
+	for agent, released := range map[string]bool{"judge": true, "another": false} {
+		r := newRig(t)
+		r.script.answers[onSubmitted] = func(ev *pipeline.Event) *pipeline.Outcome {
+			return &pipeline.Outcome{Verdict: verdict(pipeline.Quarantine)}
+		}
+		r.script.answers[onResolved] = func(ev *pipeline.Event) *pipeline.Outcome {
+			o := on(ev)
+			o.Recipients = map[int]pipeline.Verdict{0: verdict(pipeline.Quarantine)}
+			return o
+		}
+		item := newItem("x@far.example")
+		item.Origin, item.Agent = queue.OriginRelease, agent
+		if got := len(routes(r.process(t, item))) == 1; got != released {
+			t.Errorf("quarantined by %s before: goes on %v", agent, got)
+		}
+	}
+}
+
 func TestVerdictsOnSomeRecipients(t *testing.T) {
 	r := newRig(t)
 	r.script.answers[onSubmitted] = func(ev *pipeline.Event) *pipeline.Outcome {

@@ -3,6 +3,7 @@ package categorizer
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -191,6 +192,7 @@ func (p *pass) apply(kind agentpb.EventKind, nth int, c part, o *pipeline.Outcom
 		p.wait(o.WaitFor)
 		return nil
 	}
+	p.heedRelease(c.mail, o)
 	p.keepCopies(kind, nth, o.Copies)
 	p.spawn(nth, o.Spawns)
 	p.fail(o.Fails, false)
@@ -209,6 +211,21 @@ func (p *pass) apply(kind agentpb.EventKind, nth int, c part, o *pipeline.Outcom
 		out = append(out, part{mail: m, hop: c.hop})
 	}
 	return out
+}
+
+// heedRelease lets go on what an operator has released: the agent that had quarantined it does not do so again.
+func (p *pass) heedRelease(m *envelope.Mail, o *pipeline.Outcome) {
+	if p.item.Origin != queue.OriginRelease {
+		return
+	}
+	again := func(v pipeline.Verdict) bool { return v.Decision == pipeline.Quarantine && v.Agent == p.item.Agent }
+	maps.DeleteFunc(o.Recipients, func(_ int, v pipeline.Verdict) bool { return again(v) })
+	if again(o.Verdict) {
+		o.Decision = pipeline.Continue
+		if len(o.Mails) == 0 {
+			o.Mails = []*envelope.Mail{m}
+		}
+	}
 }
 
 // applyRecipients takes the recipients with a verdict of their own out of m, those of one verdict together.

@@ -345,3 +345,41 @@ func sink(conn net.Conn) {
 		}
 	}
 }
+
+// The commands of a transaction come in one piece where PIPELINING is offered, and so does a small message.
+func TestOneWriteForTheGroupAndOneForTheMessage(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	pieces := make(chan string, 10)
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte("220 sink\r\n"))
+		buf := make([]byte, 64<<10)
+		for _, answer := range []string{"250-sink\r\n250 PIPELINING\r\n", "250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n", "250 ok\r\n"} {
+			n, err := conn.Read(buf)
+			if err != nil {
+				return
+			}
+			pieces <- string(buf[:n])
+			_, _ = conn.Write([]byte(answer))
+		}
+	}()
+	d := testDelivery(t, config.SendConnector{SmartHosts: []string{ln.Addr().String()}}, shortTimeouts)
+	for _, r := range deliver(t, d, testItem("a@x.example", "b@x.example")) {
+		want(t, r, envelope.Relayed, "250")
+	}
+	<-pieces
+	if got := <-pieces; got != "MAIL FROM:<sender@source.example>\r\nRCPT TO:<a@x.example>\r\nRCPT TO:<b@x.example>\r\nDATA\r\n" {
+		t.Errorf("group %q", got)
+	}
+	if got := <-pieces; got != strings.ReplaceAll(testContent, "\r\n.", "\r\n..")+".\r\n" {
+		t.Errorf("message %q", got)
+	}
+}
