@@ -46,24 +46,22 @@ type stamp struct {
 }
 
 // check tests the whole answer of q. The text says what is wrong with it; "" when nothing is.
-func (r *run) check(q *question) (*proposal, string) {
-	p := &proposal{question: q, verdicts: q.answer.GetVerdicts()}
-	for _, part := range []struct {
-		name  string
-		check func() string
-	}{
-		{breachVerdict, q.checkVerdicts},
-		{breachEdit, func() string { return r.checkEdits(p) }},
-		{breachSpawn, func() string { return r.checkSpawns(p) }},
-		{breachStamp, func() string { return r.checkStamps(p) }},
-		{breachWrite, q.checkWrites},
-	} {
-		if what := part.check(); what != "" {
-			q.broke = part.name
-			return nil, what
-		}
+func (r *run) check(q *question) (p *proposal, what string) {
+	p = &proposal{question: q, verdicts: q.answer.GetVerdicts()}
+	what, q.broke = q.checkVerdicts(), breachVerdict
+	if what == "" {
+		what, q.broke = r.checkEdits(p), breachEdit
 	}
-	return p, ""
+	if what == "" {
+		what, q.broke = r.checkSpawns(p), breachSpawn
+	}
+	if what == "" {
+		what, q.broke = r.checkStamps(p), breachStamp
+	}
+	if what == "" {
+		what, q.broke = q.checkWrites(), breachWrite
+	}
+	return p, what
 }
 
 // The parts of an answer that can be a breach, for counts.
