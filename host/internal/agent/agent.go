@@ -61,68 +61,29 @@ func (a *Agent) Call(ctx context.Context, c *Call) (Result, error) {
 	}
 	f.waiter = waiters.Get().(*waiter)
 	defer waiters.Put(f.waiter)
-	s, failure := a.admit(f)
-	if failure != nil {
+	if failure := a.admit(f); failure != nil {
 		return Result{}, failure
-	}
-	if s != nil {
-		a.sendAlone(s)
 	}
 	a.await(ctx, f)
 	return f.outcome()
 }
 
-// admit gives a flight to a stream or queues it, or says why not. If it answers with a stream, the caller is to
-// send the event itself.
-func (a *Agent) admit(f *flight) (*stream, *Failure) {
+// admit queues a flight, or says why not.
+func (a *Agent) admit(f *flight) *Failure {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if failure := a.refusal(f); failure != nil {
 		failure.Agent = a.Name()
 		a.counts.failures[failure.Kind]++
-		return nil, failure
+		return failure
 	}
 	if a.remember(f) {
 		a.suspects = append(a.suspects, f)
-		a.schedule()
-		return nil, nil
+	} else {
+		a.queue = append(a.queue, f)
 	}
-	if len(a.queue) == 0 && len(a.suspects) == 0 && a.inFlight < a.limit {
-		if s := a.leastLoaded(); s != nil && s.atRest() && f.small() {
-			a.give(s, f)
-			s.borrowed = true
-			return s, nil
-		}
-	}
-	a.queue = append(a.queue, f)
 	a.schedule()
-	return nil, nil
-}
-
-// atRest reports whether a stream carries nothing and its writer sleeps. Then no batch can grow, and the caller
-// may as well send its event itself: a goroutine less to be woken is a good part of what a lone event costs. It
-// cannot block either, since all that was sent before has been read by the agent. Under Agent.mu.
-func (s *stream) atRest() bool {
-	return s.idle && !s.borrowed && s.load() == 0 && len(s.cancels) == 0 && s.ping == 0
-}
-
-// sendAlone sends the only flight on a stream that was borrowed from its writer.
-func (a *Agent) sendAlone(s *stream) {
-	b := batches.Get().(*batch)
-	defer batches.Put(b)
-	a.mu.Lock()
-	s.fill(b)
-	a.mu.Unlock()
-	if !b.empty() {
-		_ = s.grpc.SendMsg(b) // the reader gets the cause if it fails
-	}
-	b.reset()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	s.borrowed = false
-	if !s.quiet() {
-		s.awake()
-	}
+	return nil
 }
 
 // refusal says why a new flight cannot be taken.
@@ -219,7 +180,6 @@ func (a *Agent) schedule() {
 		a.queue[0] = nil
 		a.queue = a.queue[1:]
 		a.give(s, f)
-		s.awake()
 	}
 }
 
@@ -243,7 +203,6 @@ func (a *Agent) scheduleSuspect() {
 	f := a.suspects[0]
 	a.suspects = a.suspects[1:]
 	a.give(a.reserved, f)
-	a.reserved.awake()
 }
 
 // leastLoaded answers with the stream that has the fewest events, nil if none takes events.
@@ -268,6 +227,7 @@ func (a *Agent) give(s *stream, f *flight) {
 	s.flights[f.id] = f
 	s.waiting = append(s.waiting, f)
 	a.inFlight++
+	s.awake()
 }
 
 // take fills b with what waits on a stream. It reports false, and the stream's writer will be woken, when
@@ -275,9 +235,7 @@ func (a *Agent) give(s *stream, f *flight) {
 func (a *Agent) take(s *stream, b *batch) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !s.borrowed {
-		s.fill(b)
-	}
+	s.fill(b)
 	s.idle = b.empty()
 	return !s.idle
 }

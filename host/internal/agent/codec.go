@@ -3,7 +3,6 @@ package agent
 import (
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/encoding"
@@ -52,9 +51,6 @@ type batch struct {
 	cancel []uint64
 	ping   uint64 // nonce; 0: none
 }
-
-// batches holds empty ones.
-var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // empty reports whether there is nothing to send.
 func (b *batch) empty() bool { return len(b.events) == 0 && len(b.cancel) == 0 && b.ping == 0 }

@@ -64,12 +64,6 @@ func newFlight(c *Call) (*flight, error) {
 	return f, nil
 }
 
-// maxAlone is how large an event may be that its caller sends itself: well below what HTTP/2 lets pass unread.
-const maxAlone = 16 << 10
-
-// small reports whether the caller may send the event.
-func (f *flight) small() bool { return f.size <= maxAlone && !f.body.ticket }
-
 // left is the time until the deadline.
 func (f *flight) left() time.Duration {
 	return time.Duration(f.deadline.Load()) - time.Since(f.started)

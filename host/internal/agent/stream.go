@@ -36,7 +36,6 @@ type stream struct {
 	pinged    time.Time // when that was asked for
 	asked     time.Time // of the oldest ping without a sign of life since; zero: none
 	idle      bool      // the writer sleeps
-	borrowed  bool      // a caller sends in its place
 	drained   chan struct{}
 	draining  bool
 }
@@ -75,7 +74,7 @@ func (s *stream) load() int { return len(s.flights) + len(s.abandoned) }
 
 // awake tells the writer that something is waiting. Under Agent.mu.
 func (s *stream) awake() {
-	if !s.idle || s.borrowed {
+	if !s.idle {
 		return
 	}
 	s.idle = false
@@ -84,9 +83,6 @@ func (s *stream) awake() {
 	default:
 	}
 }
-
-// quiet reports whether nothing waits to be sent. Under Agent.mu.
-func (s *stream) quiet() bool { return len(s.waiting) == 0 && len(s.cancels) == 0 && s.ping == 0 }
 
 // fill moves what waits into b, as much as a batch may hold. Under Agent.mu.
 func (s *stream) fill(b *batch) {
