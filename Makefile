@@ -46,5 +46,21 @@ $(TOOLS)/protoc-gen-go:
 $(TOOLS)/protoc-gen-go-grpc:
 	GOBIN=$(TOOLS) go install $(PROTOC_GRPC)
 
+bench: build ## what docs/performance.md shows: messages relayed, idle connections, agent events
+	go run ./bench
+	go run ./bench -idle
+	go test -run xxx -bench . -benchtime 2s ./host/internal/agent
+
+crash: build ## 1,000 kills under load, reconciled
+	POSTERN_CRASH_ROUNDS=1000 go test -count 1 -v -timeout 60m -run TestCrash ./test
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzzer in turn, FUZZTIME each
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read dir; do \
+	  grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6- | while read f; do \
+	    echo "$$dir $$f"; go test -run xxx -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+	  done || exit 1; \
+	done
+
 clean:
 	rm -rf bin var
