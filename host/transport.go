@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,12 +92,37 @@ func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
 	if item.Next.After(item.Expires) {
 		t.giveUp(item)
 	}
+	if item.Durable && failed(item) {
+		return t.park(item, "a next hop refuses it: ")
+	}
 	reports := t.reports(item, now)
 	settle(item)
 	if err := t.queue.Record(item, reports...); err != nil {
 		return fmt.Errorf("recording the delivery: %w", err)
 	}
 	t.track(item, results, reports)
+	return nil
+}
+
+func failed(item *queue.Item) bool {
+	return slices.ContainsFunc(item.Mail.Recipients, func(r *envelope.Recipient) bool {
+		return r.State == envelope.Failed && !r.Reported
+	})
+}
+
+// park keeps what must not vanish for an operator.
+func (t *transport) park(item *queue.Item, why string) error {
+	for _, r := range item.Mail.Recipients {
+		if r.State == envelope.Failed {
+			r.State = envelope.Pending // it is tried again when the operator resumes it
+			item.LastError = r.Reply.String()
+		}
+	}
+	item.State, item.Reason = queue.Parked, why+item.LastError
+	if err := t.queue.Record(item); err != nil {
+		return fmt.Errorf("parking: %w", err)
+	}
+	t.ledger.Write(t.line(tracking.Poison, item))
 	return nil
 }
 
@@ -125,9 +151,7 @@ func settle(item *queue.Item) {
 func (t *transport) expire(item *queue.Item) error {
 	now := t.now()
 	if item.Durable {
-		item.State, item.Reason = queue.Parked, "expired: "+item.LastError
-		t.ledger.Write(t.line(tracking.Poison, item))
-		return t.queue.Record(item)
+		return t.park(item, "expired: ")
 	}
 	before := pending(item)
 	t.giveUp(item)
