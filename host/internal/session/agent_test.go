@@ -18,6 +18,7 @@ type scripted struct {
 	name   string
 	kinds  []agentpb.EventKind
 	answer func(ev *agentpb.Event) *agentpb.Answer
+	fail   func(ev *agentpb.Event) *agent.Failure // instead of an answer, where it is not nil
 
 	mu   sync.Mutex
 	seen []*agentpb.Event
@@ -36,7 +37,7 @@ func (s *scripted) Subscriptions() (subs []*agentpb.Subscription) {
 		case agentpb.EventKind_EVENT_KIND_MAIL, agentpb.EventKind_EVENT_KIND_RCPT:
 			sub.MayChange.Envelope = true
 		case agentpb.EventKind_EVENT_KIND_END_OF_HEADERS, agentpb.EventKind_EVENT_KIND_END_OF_DATA:
-			sub.MayChange.Envelope, sub.MayChange.Headers = true, true
+			sub.MayChange.Envelope, sub.MayChange.Headers, sub.MayChange.Spawn, sub.MayChange.KeepCopy = true, true, true, true
 			sub.Headers = &agentpb.HeaderNeed{All: true}
 		}
 		subs = append(subs, sub)
@@ -52,6 +53,11 @@ func (s *scripted) Call(_ context.Context, c *agent.Call) (agent.Result, error) 
 	s.mu.Lock()
 	s.seen = append(s.seen, ev)
 	s.mu.Unlock()
+	if s.fail != nil {
+		if f := s.fail(ev); f != nil {
+			return agent.Result{Version: "1.2.3"}, f
+		}
+	}
 	a := s.answer(ev)
 	if a == nil {
 		a = verdict(agentpb.VerdictKind_VERDICT_KIND_CONTINUE, nil)
@@ -83,7 +89,7 @@ func plan(t testing.TB, agents ...*scripted) *pipeline.Plan {
 		members = append(members, pipeline.Member{Caller: a, Spec: &config.Agent{
 			Name: a.name, Plugin: a.name, Enabled: true, Priority: i + 1, Instances: 1, MaxInFlight: 256,
 			When:      config.When{Traffic: []string{"external", "outbound", "internal"}},
-			OnFailure: map[agentpb.EventKind]string{},
+			OnFailure: map[agentpb.EventKind]string{onEndOfData: "hold"},
 		}})
 	}
 	p, err := pipeline.NewPlan(members)

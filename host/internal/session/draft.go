@@ -16,20 +16,19 @@ import (
 // draft is a message that is coming in: first a header block, then a body that goes to the store as it arrives. Once it
 // is refused nothing more is kept.
 type draft struct {
-	s        *Session
-	chunked  bool
-	size     int64
-	head     []byte // header block so far
-	inBody   bool
-	body     queue.BodyWriter
-	lines    wire.LineChecker // of chunks; after DATA the wire has looked
-	lastTwo  [2]byte
-	refused  bool
-	refusal  wire.Answer
-	blame    *pipeline.Verdict
-	judging  chan *pipeline.Outcome // OnEndOfHeaders under way; nil: not
-	outcome  *pipeline.Outcome      // of OnEndOfHeaders; nil: nobody was asked
-	finished bool
+	s       *Session
+	chunked bool
+	size    int64
+	head    []byte // header block so far
+	inBody  bool
+	body    queue.BodyWriter
+	lines   wire.LineChecker // of chunks; after DATA the wire has looked
+	lastTwo [2]byte
+	refused bool
+	refusal wire.Answer
+	blame   *pipeline.Verdict
+	judging chan *pipeline.Outcome // OnEndOfHeaders under way; nil: not
+	outcome *pipeline.Outcome      // of OnEndOfHeaders; nil: nobody was asked
 }
 
 func newDraft(s *Session, chunked bool) *draft { return &draft{s: s, chunked: chunked} }

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/queue"
 	"github.com/posternmail/postern/host/internal/tracking"
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -545,6 +546,101 @@ func TestEndOfHeadersRefusesWhileBodyMoves(t *testing.T) {
 	c.expect("557 5.7.27 Not with me [id]")
 	if n := len(a.events(onEndOfData)); n != 0 {
 		t.Errorf("OnEndOfData was raised %d times", n)
+	}
+}
+
+// What is stored with a message is stored in one commit: spawns, copies, the report to an authenticated client.
+func TestItemsOfOneCommit(t *testing.T) {
+	a := &scripted{name: "mock", kinds: []agentpb.EventKind{onEndOfData}, answer: func(*agentpb.Event) *agentpb.Answer {
+		an := verdict(reject, &agentpb.Reply{Code: 550, Enhanced: "5.7.1", Text: "not for you"}, 1)
+		an.Spawns = []*agentpb.Spawn{{
+			Recipients: [][]byte{[]byte("journal@ours.test")}, Before: []byte("Subject: report\r\n\r\ntext\r\n"), IncludeOriginal: true, Durable: true,
+		}}
+		an.Copies = []*agentpb.KeepCopy{{Reason: "for later", Original: true}}
+		return an
+	}}
+	s := usual()
+	s.receive.Permissions = []string{"users"}
+	s.auth = func(string, string) (bool, error) { return true, nil }
+	s.plan = plan(t, a)
+	h := start(t, s)
+	c := h.secure()
+	c.dialog("C: AUTH PLAIN AGpvZQBzZWNyZXQ=", "S: 235 2.7.0 Authentication successful")
+	c.envelope("b@elsewhere.test", "c@elsewhere.test")
+	c.message(simple)
+	c.expect(queuedSimple)
+	if h.spool.commits != 1 {
+		t.Errorf("%d commits", h.spool.commits)
+	}
+	found, ids := map[string]*queue.Item{}, map[string]bool{}
+	for _, item := range h.spool.all() {
+		key := item.Origin
+		if item.State == queue.Quarantined {
+			key = "copy"
+		}
+		found[key], ids[item.ID] = item, true
+		if item.Next.IsZero() || item.Received.IsZero() || item.Expires.Before(item.Received) {
+			t.Errorf("%s: times %v %v %v", key, item.Received, item.Next, item.Expires)
+		}
+	}
+	if len(found) != 4 || len(ids) != 4 {
+		t.Fatalf("items %v", found)
+	}
+	mail, spawn, kept, report := found[queue.OriginSMTP], found[queue.OriginSpawn], found["copy"], found[queue.OriginDSN]
+	if mail.ID != mail.Message || len(mail.Mail.Recipients) != 1 || mail.Mail.Recipients[0].Address.Local != "b" {
+		t.Errorf("message %+v", mail)
+	}
+	if !spawn.Durable || spawn.Parent != mail.ID || spawn.Depth != 1 || spawn.Mail.Recipients[0].Address.Local != "journal" || !strings.Contains(content(t, spawn), "Subject: hello") {
+		t.Errorf("spawn %+v", spawn)
+	}
+	if kept.Reason != "for later" || kept.Agent != "mock" || content(t, kept) != simple {
+		t.Errorf("copy %+v", kept)
+	}
+	if report.Mail.Recipients[0].Address.String() != "a@x.test" || !strings.Contains(content(t, report), "c@elsewhere.test") || strings.Contains(content(t, report), "b@elsewhere.test") {
+		t.Errorf("report %+v", report)
+	}
+}
+
+func TestHold(t *testing.T) {
+	a := &scripted{name: "scanner", kinds: []agentpb.EventKind{onEndOfData}, fail: func(*agentpb.Event) *agent.Failure {
+		return &agent.Failure{Agent: "scanner", Kind: agent.Down}
+	}}
+	s := usual()
+	s.plan = plan(t, a)
+	h := start(t, s)
+	c := h.hello()
+	c.envelope("b@ours.test")
+	c.message(simple)
+	c.expect(queuedSimple)
+	if item := h.spool.all()[0]; len(item.Missed) != 1 || item.Missed[0] != "scanner" || item.State != queue.Ready {
+		t.Errorf("item %+v", item)
+	}
+}
+
+// A message that kills an agent twice is accepted and parked with the evidence; the rest flows.
+func TestPoison(t *testing.T) {
+	a := &scripted{name: "scanner", kinds: []agentpb.EventKind{onEndOfData}, fail: func(ev *agentpb.Event) *agent.Failure {
+		if string(ev.Envelope.GetSender().GetAddress()) != "poison@x.test" {
+			return nil
+		}
+		return &agent.Failure{Agent: "scanner", Kind: agent.Poison, Evidence: "signal: segmentation fault"}
+	}, answer: func(*agentpb.Event) *agentpb.Answer { return nil }}
+	s := usual()
+	s.plan = plan(t, a)
+	h := start(t, s)
+	c := h.hello()
+	c.dialog("C: MAIL FROM:<poison@x.test>", sOK, "C: RCPT TO:<b@ours.test>", rOK)
+	c.message(simple)
+	c.expect(queuedSimple)
+	c.envelope("b@ours.test")
+	c.message(simple)
+	c.expect(queuedSimple)
+	items := h.spool.all()
+	if len(items) != 2 || items[0].State != queue.Parked || items[0].Evidence != "signal: segmentation fault" || items[0].Agent != "scanner" || items[1].State != queue.Ready {
+		t.Errorf("items %+v", items)
+	}
+	if r := h.ledger.wait(t, tracking.Poison, 1); len(r) != 1 || r[0].Agent != "scanner" {
+		t.Errorf("ledger %+v", r)
 	}
 }
 

@@ -2,7 +2,9 @@ package session_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"regexp"
 	"strings"
@@ -76,4 +78,69 @@ func FuzzSession(f *testing.F) {
 		}
 		h.ledger.forget()
 	})
+}
+
+// FuzzBDAT cuts a message into chunks anywhere: it is kept octet for octet with a line end at its end, or refused for a
+// CR or LF that stands alone, and the session goes on.
+func FuzzBDAT(f *testing.F) {
+	for _, m := range []string{simple, "", "\r\n", "a: b\r\n\r\n.\r\n..\r\nx", "a\nb", "a\r", "a: b\r\n\r\n\r", "a: b\r\n\r\nx\r\r\n", "\r\nx"} {
+		f.Add([]byte(m), uint64(1))
+		f.Add([]byte(m), uint64(99))
+	}
+	s := usual()
+	s.quiet = true
+	s.receive.Limits.MaxProtocolErrors = 0
+	h := start(f, s)
+	f.Fuzz(func(t *testing.T, message []byte, seed uint64) {
+		if bytes.IndexByte(message, 0) >= 0 || len(message) > 60<<10 {
+			return // NUL and long lines in a header are refused for what they are
+		}
+		h.spool.forget()
+		h.ledger.forget()
+		h.t = t
+		c := h.hello()
+		c.envelope("b@ours.test")
+		r := rand.New(rand.NewPCG(seed, seed))
+		var talk []byte
+		chunks := 0
+		for rest := message; ; chunks++ {
+			n := r.IntN(len(rest) + 1)
+			if r.IntN(3) == 0 || chunks > 50 {
+				talk = append(talk, fmt.Sprintf("BDAT %d LAST\r\n%s", len(rest), rest)...)
+				break
+			}
+			talk = append(talk, fmt.Sprintf("BDAT %d\r\n%s", n, rest[:n])...)
+			rest = rest[n:]
+		}
+		c.send(string(talk))
+		refused, last := false, ""
+		for range chunks + 1 {
+			last = c.line()
+			refused = refused || last[0] != '2'
+		}
+		c.dialog("C: NOOP", "S: 250 2.0.0 OK", "C: QUIT", sOver)
+		_ = c.Close()
+		kept := h.spool.all()
+		switch {
+		case refused && len(kept) > 0:
+			t.Fatalf("refused and kept %q", message)
+		case refused && !lone(string(message)) && len(message) < 900:
+			t.Fatalf("%q: %s", message, last)
+		case !refused:
+			if got, want := content(t, kept[0]), ended(string(message)); got != want {
+				t.Fatalf("%q kept as %q", message, got)
+			}
+		}
+	})
+}
+
+// ended is a message as DATA would have brought it: its last line ended, and an empty line behind the header.
+func ended(m string) string {
+	if m != "" && !strings.HasSuffix(m, "\r\n") {
+		m += "\r\n"
+	}
+	if !strings.HasPrefix(m, "\r\n") && !strings.Contains(m, "\r\n\r\n") {
+		m += "\r\n"
+	}
+	return m
 }
