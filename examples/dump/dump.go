@@ -22,7 +22,10 @@ type Dump struct {
 // New opens the file and asks for all that an event can bring. Answers hold nothing but continue.
 func New(cfg Config, r *sdk.Registrar) (*Dump, error) {
 	for kind := sdk.OnConnect; kind <= sdk.OnFeedback; kind++ {
-		r.On(kind, sdk.MayChange(), sdk.ReadsStamps("*"), sdk.ReadsHeaders())
+		r.On(kind, sdk.MayChange(), sdk.ReadsHeaders())
+		if kind > sdk.OnConnect { // before it nobody can have left a stamp
+			r.On(kind, sdk.ReadsStamps("*"))
+		}
 	}
 	for _, kind := range []sdk.EventKind{sdk.OnEndOfData, sdk.OnSubmitted, sdk.OnResolved, sdk.OnRouted, sdk.OnCategorized} {
 		r.On(kind, sdk.Body(sdk.Prefix(cfg.Body), sdk.Current))

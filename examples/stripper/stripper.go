@@ -29,7 +29,8 @@ func New(cfg Config, r *sdk.Registrar) (*Stripper, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.MayChange(sdk.BodyParts, sdk.Headers), sdk.MayKeepCopy)
+	// Verdicts: an agent without is skipped when it fails, and what this one cannot judge is not to pass.
+	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.MayChange(sdk.BodyParts, sdk.Headers, sdk.Verdicts), sdk.MayKeepCopy)
 	return &Stripper{cfg, names}, nil
 }
 

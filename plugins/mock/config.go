@@ -12,7 +12,7 @@ import (
 type Config struct {
 	Events     []string `hcl:"events,optional" doc:"events to subscribe beside those of the on blocks, with no answer but continue; \"all\" is every event"`
 	Rules      []Rule   `hcl:"on,block" doc:"what to do at an event; the first block that matches decides"`
-	Record     string   `hcl:"record,optional" doc:"file that gets a line for each event: kind, event id, attempt, pid"`
+	Record     string   `hcl:"record,optional" doc:"file that gets a line for each event: kind, event id, attempt, pid, arguments as JSON"`
 	NeverReady bool     `hcl:"never_ready,optional" doc:"never answers Configure"`
 	Invalid    string   `hcl:"invalid,optional" doc:"refuses the configuration with this text"`
 	Secret     string   `hcl:"secret,optional" sensitive:"true" doc:"is never shown"`
@@ -29,7 +29,7 @@ type Rule struct {
 	Subject   *regexp.Regexp `hcl:"subject,optional" doc:"decoded subject"`
 	Client    []netip.Prefix `hcl:"client,optional" doc:"source address"`
 	Attempt   int            `hcl:"attempt,optional" doc:"only at this attempt, from 1"`
-	Times     int            `hcl:"times,optional" doc:"only so many times over all processes and restarts; remembered in the state folder"`
+	Times     int            `hcl:"times,optional" doc:"misbehaves, or else matches, only so many times over all processes and restarts; remembered in the state folder"`
 	Per       string         `hcl:"per,optional" default:"rule" one_of:"rule event message session" doc:"what times counts"`
 	Stamped   string         `hcl:"stamped,optional" doc:"only if this stamp (of read_stamps) is there"`
 

@@ -20,8 +20,11 @@ type leak struct {
 // leakBytes at each event.
 const leakBytes = 8 << 20
 
-// misbehave does harm. done: there is nothing to answer but v.
+// misbehave does harm, while its times last. done: there is nothing to answer but v.
 func (m *Mock) misbehave(rule *Rule, e sdk.Subject) (v sdk.Verdict, done bool) {
+	if rule.Misbehave == "" || rule.Times > 0 && !m.firstTimes(rule, e.Common()) {
+		return v, false
+	}
 	switch rule.Misbehave {
 	case "kill":
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)

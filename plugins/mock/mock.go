@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
+
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/address"
 )
@@ -184,7 +186,11 @@ func (m *Mock) record(c *sdk.Event) error {
 	if m.Record == "" {
 		return nil
 	}
-	return appendLine(m.Record, fmt.Sprintf("%s %s %d %d", sdk.EventName(c.Kind), c.ID, c.Attempt, os.Getpid()))
+	arguments, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(c.Proto().GetArguments())
+	if err != nil {
+		return err
+	}
+	return appendLine(m.Record, fmt.Sprintf("%s %s %d %d %s", sdk.EventName(c.Kind), c.ID, c.Attempt, os.Getpid(), arguments))
 }
 
 func appendLine(path, line string) error {
@@ -216,7 +222,7 @@ func (m *Mock) matches(rule *Rule, e sdk.Subject) bool {
 	case rule.Stamped != "" && c.Stamp(rule.Stamped) == "":
 		return false
 	}
-	return rule.Times == 0 || m.firstTimes(rule, c)
+	return rule.Times == 0 || rule.Misbehave != "" || m.firstTimes(rule, c)
 }
 
 // recipients of any event: the one of OnRcpt, or those of the envelope.

@@ -137,6 +137,19 @@ func TestTimes(t *testing.T) {
 	}
 }
 
+// What misbehaves at its first sight does the rest of its block at the next.
+func TestMisbehavesSoManyTimes(t *testing.T) {
+	rule := Rule{Event: "OnRcpt", Times: 1, Per: "rule", Misbehave: "no_verdict"}
+	m := &Mock{Config: Config{Rules: []Rule{rule}}, stateDir: t.TempDir()}
+	event := &sdk.RcptEvent{Event: sdk.Event{ID: "e1", Session: &sdk.Session{ID: "s1"}}}
+	if _, done := m.misbehave(&rule, event); !done {
+		t.Error("behaves at first sight")
+	}
+	if _, done := m.misbehave(&rule, event); done || !m.matches(&rule, event) {
+		t.Error("misbehaves at second sight, or does not match")
+	}
+}
+
 func TestPanicIsAFault(t *testing.T) {
 	a := agenttest.Start(t, New, `
 		on "OnRcpt" {
