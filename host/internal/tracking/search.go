@@ -74,7 +74,7 @@ func scanFile(ctx context.Context, path string, m *matcher) ([]Record, error) {
 	var records []Record
 	_, err = scan(ctx, file, m, func(r Record) error {
 		records = append(records, r)
-		if m.Limit > 0 && len(records) > 4*(m.Limit+1) {
+		if m.Limit > 0 && len(records)/4 > m.Limit {
 			records = append(records[:0], records[len(records)-m.Limit-1:]...)
 		}
 		return nil
