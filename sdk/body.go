@@ -95,7 +95,7 @@ func (ec *eventContext) openBody() *BodyReader {
 // bodySource finds bodies: inline, behind a descriptor, or in chunks.
 type bodySource struct {
 	side   *sideSocket
-	chunks chunkedBodies
+	chunks *chunkedBodies
 }
 
 func (s *bodySource) open(ec *eventContext, p *agentpb.Body) *BodyReader {

@@ -18,7 +18,15 @@ type chunkedBodies struct {
 	stream  agentpb.AgentService_BodiesServer // nil: not open
 	sending sync.Mutex
 	bodies  map[string]*chunkedBody
+	opened  chan struct{} // closed when the stream is there for the first time
+	uploads uploads
 	over    []string // tickets dropped before their last chunk came, the newest last
+}
+
+func newChunkedBodies() *chunkedBodies {
+	return &chunkedBodies{
+		opened: make(chan struct{}), bodies: map[string]*chunkedBody{}, uploads: uploads{credit: map[string]chan uint64{}},
+	}
 }
 
 // rememberOver is for how many dropped tickets late chunks are known as such.
@@ -35,8 +43,11 @@ type chunkedBody struct {
 
 // Bodies receives chunks until the host closes the stream.
 func (s *service) Bodies(stream agentpb.AgentService_BodiesServer) error {
-	c := &s.bodies.chunks
+	c := s.bodies.chunks
 	c.mu.Lock()
+	if c.stream == nil {
+		close(c.opened)
+	}
 	c.stream = stream
 	c.mu.Unlock()
 	for {
@@ -46,6 +57,8 @@ func (s *service) Bodies(stream agentpb.AgentService_BodiesServer) error {
 		}
 		if chunk := in.GetChunk(); chunk != nil {
 			c.receive(in.GetTicket(), chunk)
+		} else {
+			c.addCredit(in.GetTicket(), in.GetCredit())
 		}
 	}
 }
@@ -80,9 +93,6 @@ func (c *chunkedBodies) of(ticket string) *chunkedBody {
 	defer c.mu.Unlock()
 	b := c.bodies[ticket]
 	if b == nil {
-		if c.bodies == nil {
-			c.bodies = map[string]*chunkedBody{}
-		}
 		b = &chunkedBody{more: make(chan struct{})}
 		c.bodies[ticket] = b
 	}

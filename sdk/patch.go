@@ -14,9 +14,6 @@ import (
 	"github.com/posternmail/postern/sdk/mime"
 )
 
-// maxPatchData bounds the new octets of one patch: answers of more than 4 MiB are not taken.
-const maxPatchData = 3 << 20
-
 // Patch is a change of the body: ranges of the stored octets, and new octets between them. It is an Edit; an
 // answer with it costs no more than what is new. Length and digest are computed when the verdict is answered.
 type Patch struct {
@@ -78,6 +75,9 @@ func (p *Patch) protos(e *Event) ([]*agentpb.Edit, error) {
 	var list []*agentpb.Edit
 	if len(p.changes) > 0 {
 		body, err := p.bodyEdit()
+		if err == nil {
+			err = uploadLarge(e, body)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("patch of the body: %w", err)
 		}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -44,16 +45,25 @@ type procConfig struct {
 	Name string `hcl:"name,optional" default:"nobody"`
 }
 
-type procAgent struct{}
+type procAgent struct{ name string }
 
-func newProcAgent(procConfig, *sdk.Registrar) (*procAgent, error) { return new(procAgent), nil }
+func newProcAgent(cfg procConfig, r *sdk.Registrar) (*procAgent, error) {
+	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.MayChange(sdk.BodyParts))
+	return &procAgent{cfg.Name}, nil
+}
 
 // OnEndOfData prints, which goes to standard error, and says how many octets of the body it has read.
-func (*procAgent) OnEndOfData(_ context.Context, e *sdk.DataEvent) sdk.Verdict {
+func (a *procAgent) OnEndOfData(_ context.Context, e *sdk.DataEvent) sdk.Verdict {
 	fmt.Println("printed by a handler")
 	n, err := io.Copy(io.Discard, e.Body().Reader())
 	if err != nil {
 		return sdk.Fault(err)
+	}
+	if a.name == "uploader" {
+		patch := e.Patch()
+		patch.Insert(1, bytes.Repeat([]byte("x"), 1_500_000))
+		patch.Append(bytes.Repeat([]byte("y"), 500_000))
+		return sdk.Continue().Edit(patch)
 	}
 	return sdk.Continue().Because("octets", fmt.Sprint(n))
 }
@@ -263,6 +273,78 @@ func TestChunks(t *testing.T) {
 	h.ends()
 	if text := h.stderr.String(); !strings.Contains(text, "printed before") || !strings.Contains(text, "printed by a handler") {
 		t.Errorf("standard error %q", text)
+	}
+}
+
+// A new body that does not fit into an answer goes ahead of it, against credit.
+func TestUpload(t *testing.T) {
+	h := start(t)
+	ctx := withToken("secret")
+	client := agentpb.NewAgentServiceClient(h.conn)
+	if _, err := client.Configure(ctx, &agentpb.ConfigureRequest{Config: []byte(`{"name":"uploader"}`)}); err != nil {
+		t.Fatal(err)
+	}
+	bodies, err := client.Bodies(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := client.Events(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := events.Send(&agentpb.EventsRequest{Events: []*agentpb.Event{{
+		Id: 1, Kind: sdk.OnEndOfData, TimeoutMicros: 10_000_000, Body: &agentpb.Body{Size: 2, Inline: []byte("ab")},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	ticket, uploaded := receiveUpload(t, bodies)
+	out, err := events.Recv()
+	if err != nil || len(out.GetAnswers()[0].GetEdits()) != 1 {
+		t.Fatalf("%v, %v", out, err)
+	}
+	edit := out.GetAnswers()[0].GetEdits()[0].GetBody()
+	var body []byte
+	for _, s := range edit.GetSegments() {
+		if r := s.GetOriginal(); r != nil {
+			body = append(body, "ab"[r.GetOffset():r.GetOffset()+r.GetLength()]...)
+			continue
+		}
+		r := s.GetUploaded().GetRange()
+		if s.GetUploaded().GetTicket() != ticket {
+			t.Fatalf("segment %v, want ticket %q", s, ticket)
+		}
+		body = append(body, uploaded[r.GetOffset():r.GetOffset()+r.GetLength()]...)
+	}
+	want := "a" + strings.Repeat("x", 1_500_000) + "b" + strings.Repeat("y", 500_000)
+	sum := sha256.Sum256(body)
+	if string(body) != want || edit.GetSize() != uint64(len(want)) || !bytes.Equal(edit.GetSha256(), sum[:]) {
+		t.Errorf("%d octets, want %d", len(body), len(want))
+	}
+}
+
+// receiveUpload gives credit as a host does, and no more.
+func receiveUpload(t *testing.T, bodies agentpb.AgentService_BodiesClient) (ticket string, octets []byte) {
+	t.Helper()
+	credit := 256 << 10
+	for {
+		frame, err := bodies.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := frame.GetChunk().GetData()
+		if credit -= len(data); credit < 0 {
+			t.Fatal("more octets than credit")
+		}
+		ticket, octets = frame.GetTicket(), append(octets, data...)
+		if frame.GetChunk().GetLast() {
+			return ticket, octets
+		}
+		if err := bodies.Send(&agentpb.BodiesRequest{
+			Ticket: ticket, Frame: &agentpb.BodiesRequest_Credit{Credit: uint64(len(data))},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		credit += len(data)
 	}
 }
 

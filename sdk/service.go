@@ -26,7 +26,7 @@ type service struct {
 }
 
 func newService(def *definition, logger hclog.Logger, side *sideSocket) *service {
-	return &service{def: def, logger: logger, bodies: &bodySource{side: side}, work: newWorkers(maxHandlers)}
+	return &service{def: def, logger: logger, bodies: &bodySource{side, newChunkedBodies()}, work: newWorkers(maxHandlers)}
 }
 
 func (s *service) Describe(context.Context, *agentpb.DescribeRequest) (*agentpb.DescribeResponse, error) {
