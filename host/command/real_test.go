@@ -215,6 +215,10 @@ func TestRealHost(t *testing.T) {
 		if r.exit != 1 || !strings.Contains(r.stdout, "550 5.1.1 No such user") {
 			t.Errorf("%+v", r)
 		}
+		r = h.run("verify", "--to", "bob@example.org", "--subject", "buy spam")
+		if r.exit != 1 || !strings.Contains(r.stdout, "judge 1.0.0: reject: unwanted (spam)") {
+			t.Errorf("%+v", r)
+		}
 	})
 	t.Run("replay", func(t *testing.T) { testReplayReadsRows(t, h) })
 	t.Run("config show", func(t *testing.T) {

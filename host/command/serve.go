@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
@@ -53,5 +54,18 @@ func (a *app) printListening(c *config.Config) {
 			a.printf("  agent %s, priority %d\n", one.Name, one.Priority)
 		}
 	}
-	a.printf("Look at it with: postern status --config %s\n", a.config)
+	a.printSample(c)
+}
+
+// printSample has a command to try first, where there is something to try it with.
+func (a *app) printSample(c *config.Config) {
+	binary := os.Args[0]
+	for _, d := range c.AcceptedDomains {
+		if strings.HasPrefix(d.Name, "*") {
+			continue
+		}
+		a.printf("Send a sample, and see what each agent says about it:\n")
+		a.printf("  %s verify --config %s --to somebody@%s\n", binary, a.config, d.Name)
+		return
+	}
 }

@@ -18,6 +18,7 @@ func verifyCommand(a *app) *command {
 		flags: func(f *flag.FlagSet) {
 			f.StringVar(&r.To, "to", "", "recipient `ADDRESS`; required")
 			f.StringVar(&r.From, "from", "", "sender `ADDRESS`; default: the postmaster of the host")
+			f.StringVar(&r.Subject, "subject", "", "`TEXT` of the subject, to see what the agents make of it")
 			f.StringVar(&r.Connector, "connector", "", "receive connector `NAME`; default: the first for anonymous clients")
 			f.StringVar(&r.Wait, "wait", "30s", "how long to wait for the delivery, a `TIME`")
 		},

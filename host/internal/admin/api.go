@@ -241,6 +241,7 @@ type Track struct {
 type VerifyRequest struct {
 	To        string `json:"to"`
 	From      string `json:"from,omitempty"`      // default: the postmaster
+	Subject   string `json:"subject,omitempty"`   // default: "Postern verification"
 	Connector string `json:"connector,omitempty"` // default: the first that takes it
 	Wait      string `json:"wait,omitempty"`      // how long to wait for the delivery, "30s"
 }

@@ -21,6 +21,8 @@ import (
 const (
 	// verifyWait is how long a verification waits for the delivery.
 	verifyWait = 30 * time.Second
+	// maxSubject in bytes stays below the longest line (RFC 5322 section 2.1.1).
+	maxSubject = 900
 	// verifyPoll is how often it looks into the ledger.
 	verifyPoll = 200 * time.Millisecond
 )
@@ -48,6 +50,7 @@ func (a *api) verify(w http.ResponseWriter, r *http.Request) {
 type verification struct {
 	Deps
 	to, from  string
+	subject   string
 	connector string
 	wait      time.Duration
 	started   time.Time
@@ -58,6 +61,12 @@ func newVerification(d Deps, r VerifyRequest) (*verification, error) {
 	v := &verification{Deps: d, to: r.To, from: r.From, connector: r.Connector, wait: verifyWait, started: time.Now()}
 	if v.from == "" {
 		v.from = d.Postmaster
+	}
+	if v.subject = r.Subject; v.subject == "" {
+		v.subject = "Postern verification"
+	}
+	if strings.ContainsAny(v.subject, "\r\n\x00") || len(v.subject) > maxSubject {
+		return nil, badRequest("subject: one line of at most %d bytes", maxSubject)
 	}
 	for name, text := range map[string]string{"to": v.to, "from": v.from} {
 		if _, err := address.Parse(text); err != nil {
@@ -167,13 +176,31 @@ func (v *verification) send(ctx context.Context, l Listener) (string, error) {
 	d.text = textproto.NewConn(conn)
 	reply, err := v.talk(d, conn, l)
 	if err != nil {
-		return "", v.stop("reply", "%s", err)
+		id := replyID(d.reply)
+		_ = d.all([]command{{"QUIT", 221}}) // it may be closed already
+		return "", v.refused(ctx, id, err)
 	}
 	id := replyID(reply)
 	if id == "" {
 		return "", v.stop("reply", "accepted, but the reply names no id: %s", reply)
 	}
 	return id, v.step("accepted", true, "%s", reply)
+}
+
+// refused ends a verification with what the ledger says about the refusal.
+func (v *verification) refused(ctx context.Context, id string, reason error) error {
+	if id != "" {
+		records, _, err := v.Deps.Ledger.Search(ctx, tracking.Query{ID: id, From: v.started.Add(-time.Minute)})
+		if err != nil {
+			return v.stop("ledger", "%v", err)
+		}
+		for i := range records {
+			if err := v.scenes(&records[i], false); err != nil {
+				return err
+			}
+		}
+	}
+	return v.stop("done", "%s", reason)
 }
 
 // ownCertificate accepts whatever the listener shows: it is this very process, reached over its own address.
@@ -228,10 +255,10 @@ func (v *verification) talk(d *dialog, conn net.Conn, l Listener) (string, error
 }
 
 func (v *verification) message() string {
-	return fmt.Sprintf("From: <%s>\r\nTo: <%s>\r\nDate: %s\r\nMessage-ID: <verify.%d@%s>\r\nSubject: Postern verification\r\n"+
+	return fmt.Sprintf("From: <%s>\r\nTo: <%s>\r\nDate: %s\r\nMessage-ID: <verify.%d@%s>\r\nSubject: %s\r\n"+
 		"Auto-Submitted: auto-generated\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=us-ascii\r\n\r\n"+
 		"An operator of %s tests with this message whether mail arrives.\r\nYou need not do anything.\r\n",
-		v.from, v.to, v.started.Format(time.RFC1123Z), v.started.UnixNano(), v.Info.Name, v.Info.Name)
+		v.from, v.to, v.started.Format(time.RFC1123Z), v.started.UnixNano(), v.Info.Name, v.subject, v.Info.Name)
 }
 
 // dialog is the client's side of an SMTP session.
@@ -311,18 +338,8 @@ var verifyEnds = map[string]bool{
 
 func (v *verification) tell(r *tracking.Record) (done bool, err error) {
 	good, end := verifyEnds[r.Event]
-	for _, scene := range r.Scenes() {
-		text := scene.Who + ": " + scene.Text
-		if len(scene.Details) > 0 {
-			text += " (" + strings.Join(scene.Details, "; ") + ")"
-		}
-		name := scene.Event
-		if scene.Who == "host" {
-			name = strings.ToLower(name)
-		}
-		if err := v.step(name, !end || good, "%s", text); err != nil {
-			return true, err
-		}
+	if err := v.scenes(r, !end || good); err != nil {
+		return true, err
 	}
 	if end && good {
 		return true, v.step("done", true, "delivered after %s", time.Since(v.started).Round(time.Millisecond))
@@ -331,4 +348,22 @@ func (v *verification) tell(r *tracking.Record) (done bool, err error) {
 		return true, v.stop("done", "not delivered")
 	}
 	return false, nil
+}
+
+// scenes says what a record tells. ok is of what came of it: what agents said before is as it is.
+func (v *verification) scenes(r *tracking.Record, ok bool) error {
+	for _, scene := range r.Scenes() {
+		name, fine := scene.Event, true
+		if scene.Who == "host" {
+			name, fine = strings.ToLower(name), ok
+		}
+		text := scene.Who + ": " + scene.Text
+		if len(scene.Details) > 0 {
+			text += " (" + strings.Join(scene.Details, "; ") + ")"
+		}
+		if err := v.step(name, fine, "%s", text); err != nil {
+			return err
+		}
+	}
+	return nil
 }

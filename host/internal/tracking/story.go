@@ -112,11 +112,42 @@ func write(id string, records []Record) *Story {
 		base = messageOf(records, base)
 	}
 	s := &Story{ID: id, Summary: summary(base, records), Now: []string{}, base: base}
-	s.Scenes = append(s.Scenes, arrival(records)...)
+	s.Scenes = arrival(records)
+	at := records[0].Time
+	if len(s.Scenes) > 0 {
+		at = s.Scenes[0].Time
+	}
+	for i := range records {
+		opening, rest := records[i].opening(at)
+		s.Scenes = append(s.Scenes, opening...)
+		records[i].Verdicts = rest
+	}
 	for i := range records {
 		s.Scenes = append(s.Scenes, records[i].Scenes()...)
 	}
 	return s
+}
+
+// openingEvents come before a first message. The ledger has what agents said at them in the last record, that of
+// the session.
+var openingEvents = []string{"OnConnect", "OnHelo", "OnEhlo", "OnStartTls", "OnAuth", "OnEndOfAuthentication"}
+
+// opening takes the scenes of openingEvents out of the record of a session.
+func (r *Record) opening(at time.Time) (scenes []Scene, rest []Verdict) {
+	if r.Event != Session {
+		return nil, r.Verdicts
+	}
+	for i := range r.Verdicts {
+		v := &r.Verdicts[i]
+		if !slices.Contains(openingEvents, v.Event) {
+			rest = append(rest, *v)
+			continue
+		}
+		scene := v.scene(r)
+		scene.Time = at
+		scenes = append(scenes, scene)
+	}
+	return scenes, rest
 }
 
 func messageOf(records []Record, messageID string) string {
