@@ -6,16 +6,15 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // guard is the file layer under the record engine. The engine does not survive a failure to write: it ends the
 // process, panics with locks held, or tries again without end. So at the first failure guard trips: it keeps the error
-// for the store, which refuses everything from then on, and pretends to the engine that all goes well while nothing
-// reaches the disk any more. What the disk holds is then what a power cut at that moment would have left. The engine is
-// given up, not closed.
+// for the store, which refuses everything from then on, and nothing reaches the disk any more. What the disk holds is
+// then what a power cut at that moment would have left. The engine is given up, not closed: those who wait for its log
+// are released by pretending that all goes well with it, and whatever else it does stops for good at the next file.
 type guard struct {
 	vfs.FS
 	tripped func(error) // called once
@@ -26,9 +25,6 @@ type guard struct {
 	locks   []io.Closer
 	givenUp bool
 }
-
-// givenUpPause is how long an engine that has been given up rests before it tries something again.
-const givenUpPause = time.Second
 
 func newGuard(files vfs.FS, tripped func(error)) *guard {
 	return &guard{FS: files, tripped: tripped, done: make(chan struct{})}
@@ -93,118 +89,139 @@ func (c *closeOnce) Close() (err error) {
 	return err
 }
 
-// change runs one change of the disk.
-func (g *guard) change(op func() error) error {
-	if g.err() != nil {
-		return nil
-	}
-	if err := op(); err != nil {
-		g.trip(err)
-	}
-	return nil
-}
-
-// pause slows down an engine that has been given up, and would try the same thing again and again without a rest.
-func (g *guard) pause() bool {
+// change runs one change of file name.
+func (g *guard) change(name string, op func() error) {
 	if g.err() == nil {
-		return false
+		if err := op(); err != nil {
+			g.trip(err)
+		}
 	}
-	time.Sleep(givenUpPause)
-	return true
+	g.alive(name)
 }
 
-// open runs an op that makes a file; after a failure the file is one that swallows what is written.
-func (g *guard) open(op func() (vfs.File, error)) (vfs.File, error) {
-	f := &guardedFile{g: g}
-	err := g.change(func() (err error) { f.File, err = op(); return err })
-	if g.err() != nil {
-		f.File = nil
+// alive does not return once g has tripped, unless name is a log.
+func (g *guard) alive(name string) {
+	if g.err() != nil && !strings.HasSuffix(name, ".log") {
+		select {}
 	}
-	return f, err
+}
+
+// open runs an op that makes a file. A log that cannot be made any more swallows what is written.
+func (g *guard) open(name string, op func() (vfs.File, error)) (vfs.File, error) {
+	f := &guardedFile{g: g, name: name}
+	g.change(name, func() (err error) {
+		file, err := op()
+		if err == nil {
+			f.File = file
+		}
+		return err
+	})
+	return f, nil
 }
 
 // Create implements vfs.FS.
 func (g *guard) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if strings.HasSuffix(name, ".sst") && g.pause() {
-		return nil, g.err()
-	}
-	return g.open(func() (vfs.File, error) { return g.FS.Create(name, c) })
+	return g.open(name, func() (vfs.File, error) { return g.FS.Create(name, c) })
 }
 
 // ReuseForWrite implements vfs.FS.
 func (g *guard) ReuseForWrite(from, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return g.open(func() (vfs.File, error) { return g.FS.ReuseForWrite(from, name, c) })
+	return g.open(name, func() (vfs.File, error) { return g.FS.ReuseForWrite(from, name, c) })
 }
 
 // OpenReadWrite implements vfs.FS.
 func (g *guard) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
-	return g.open(func() (vfs.File, error) { return g.FS.OpenReadWrite(name, c, o...) })
+	return g.open(name, func() (vfs.File, error) { return g.FS.OpenReadWrite(name, c, o...) })
 }
 
-// OpenDir implements vfs.FS. The directory is opened to be synced.
+// OpenDir implements vfs.FS. The directory is opened to be synced, which is a part of making a log.
 func (g *guard) OpenDir(name string) (vfs.File, error) {
-	return g.open(func() (vfs.File, error) { return g.FS.OpenDir(name) })
+	return g.open(name+"/.log", func() (vfs.File, error) { return g.FS.OpenDir(name) })
+}
+
+// Open implements vfs.FS.
+func (g *guard) Open(name string, o ...vfs.OpenOption) (vfs.File, error) {
+	g.alive("")
+	return g.FS.Open(name, o...)
 }
 
 // Link implements vfs.FS.
 func (g *guard) Link(from, to string) error {
-	return g.change(func() error { return g.FS.Link(from, to) })
+	g.change("", func() error { return g.FS.Link(from, to) })
+	return nil
 }
 
 // Rename implements vfs.FS.
 func (g *guard) Rename(from, to string) error {
-	return g.change(func() error { return g.FS.Rename(from, to) })
+	g.change("", func() error { return g.FS.Rename(from, to) })
+	return nil
 }
 
 // MkdirAll implements vfs.FS.
 func (g *guard) MkdirAll(name string, perm os.FileMode) error {
-	return g.change(func() error { return g.FS.MkdirAll(name, perm) })
+	g.change("", func() error { return g.FS.MkdirAll(name, perm) })
+	return nil
 }
 
-// Remove implements vfs.FS. A file that stays is no failure, but none may go once g has tripped.
+// Remove implements vfs.FS. A file that stays is no failure.
 func (g *guard) Remove(name string) error {
-	if g.err() != nil {
-		return nil
-	}
+	g.alive("")
 	return g.FS.Remove(name)
 }
 
 // RemoveAll implements vfs.FS, like Remove.
 func (g *guard) RemoveAll(name string) error {
-	if g.err() != nil {
-		return nil
-	}
+	g.alive("")
 	return g.FS.RemoveAll(name)
 }
 
-// guardedFile passes on what changes the disk through its guard. File is nil if it was opened after the failure.
+// List implements vfs.FS.
+func (g *guard) List(name string) ([]string, error) {
+	g.alive("")
+	return g.FS.List(name)
+}
+
+// Stat implements vfs.FS.
+func (g *guard) Stat(name string) (vfs.FileInfo, error) {
+	g.alive("")
+	return g.FS.Stat(name)
+}
+
+// guardedFile passes on what changes the disk through its guard. File is nil in a log that was made after the failure.
 type guardedFile struct {
 	vfs.File
-	g *guard
+	g    *guard
+	name string
 }
 
 // Write implements vfs.File.
 func (f *guardedFile) Write(p []byte) (int, error) {
-	return len(p), f.g.change(func() error { _, err := f.File.Write(p); return err })
+	f.g.change(f.name, func() error { _, err := f.File.Write(p); return err })
+	return len(p), nil
 }
 
 // WriteAt implements vfs.File.
 func (f *guardedFile) WriteAt(p []byte, off int64) (int, error) {
-	return len(p), f.g.change(func() error { _, err := f.File.WriteAt(p, off); return err })
+	f.g.change(f.name, func() error { _, err := f.File.WriteAt(p, off); return err })
+	return len(p), nil
 }
 
 // Sync implements vfs.File.
-func (f *guardedFile) Sync() error { return f.g.change(func() error { return f.File.Sync() }) }
+func (f *guardedFile) Sync() error {
+	f.g.change(f.name, func() error { return f.File.Sync() })
+	return nil
+}
 
 // SyncData implements vfs.File.
 func (f *guardedFile) SyncData() error {
-	return f.g.change(func() error { return f.File.SyncData() })
+	f.g.change(f.name, func() error { return f.File.SyncData() })
+	return nil
 }
 
 // SyncTo implements vfs.File.
 func (f *guardedFile) SyncTo(n int64) (full bool, err error) {
-	err = f.g.change(func() (err error) { full, err = f.File.SyncTo(n); return err })
-	return full, err
+	f.g.change(f.name, func() (err error) { full, err = f.File.SyncTo(n); return err })
+	return full, nil
 }
 
 // Preallocate implements vfs.File. It is an optimization: failing at it is left to the write that follows.
@@ -221,7 +238,8 @@ func (f *guardedFile) Close() error {
 		return nil
 	}
 	err := f.File.Close()
-	return f.g.change(func() error { return err })
+	f.g.change(f.name, func() error { return err })
+	return nil
 }
 
 // Fd implements vfs.File.

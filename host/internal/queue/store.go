@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -266,20 +265,13 @@ func (s *diskStore) engineOptions(cache *pebble.Cache) *pebble.Options {
 		MaxOpenFiles:                500,
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) { s.log.Error("record engine", "error", err) },
-			DataCorruption:  s.corrupted,
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { s.log.Error("record engine", "corrupt", i.String()) },
 		},
 	}
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
 	return o
-}
-
-// corrupted reports what the engine cannot read. Who wanted to read it gets the error.
-func (s *diskStore) corrupted(info pebble.DataCorruptionInfo) {
-	if !s.guard.pause() {
-		s.log.Error("record engine", "corrupt", info.String())
-	}
 }
 
 // engineLog hands the engine's messages to the log.
@@ -294,7 +286,7 @@ func (l engineLog) Errorf(format string, args ...any) { l.s.log.Error(fmt.Sprint
 // Fatalf implements pebble.Logger. It must not return, and must not end the process either.
 func (l engineLog) Fatalf(format string, args ...any) {
 	l.s.guard.trip(fmt.Errorf(format, args...))
-	runtime.Goexit()
+	select {}
 }
 
 // loadShared reads which content is shared, and where content ids go on.
@@ -421,25 +413,39 @@ func (s *diskStore) room() error {
 	return nil
 }
 
-// Close implements Store.
+// Close implements Store. It does not wait for those who got stuck in an engine that was given up.
 func (s *diskStore) Close() error {
-	s.life.Lock()
-	defer s.life.Unlock()
 	if s.closed.Swap(true) {
 		return nil
+	}
+	if s.guard.err() == nil {
+		s.life.Lock()
+		defer s.life.Unlock()
 	}
 	return s.release()
 }
 
 func (s *diskStore) release() (err error) {
-	switch {
-	case s.guard.err() != nil:
-		err = s.guard.giveUp()
-	case s.db != nil:
-		err = s.db.Close()
+	if s.db != nil && s.guard.err() == nil {
+		err = s.closeRecords()
+	}
+	if s.guard.err() != nil {
+		err = errors.Join(err, s.guard.giveUp())
 	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
 	return err
+}
+
+// closeRecords closes the engine, or gives it up when the disk fails meanwhile.
+func (s *diskStore) closeRecords() error {
+	closed := make(chan error, 1)
+	go func() { closed <- s.db.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-s.guard.done:
+		return fmt.Errorf("%w: %w", ErrBroken, s.guard.err())
+	}
 }
