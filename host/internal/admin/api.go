@@ -70,23 +70,24 @@ type Hop struct {
 
 // Agent that is configured.
 type Agent struct {
-	Name      string     `json:"name"`
-	Plugin    string     `json:"plugin"`
-	Version   string     `json:"version,omitempty"`
-	Category  string     `json:"category,omitempty"`
-	Summary   string     `json:"summary,omitempty"`
-	SDK       string     `json:"sdk,omitempty"`
-	Priority  int        `json:"priority"`
-	Enabled   bool       `json:"enabled"`
-	Ready     bool       `json:"ready"`
-	State     string     `json:"state"` // the best of its instances, or "disabled"
-	Command   []string   `json:"command,omitempty"`
-	Instances []Instance `json:"instances"`
-	Events    []Event    `json:"events"`
-	Restarts  int        `json:"restarts"`
-	Dead      uint64     `json:"dead_letters"` // answers that came late or twice
-	Breaches  uint64     `json:"breaches"`     // answers against the protocol
-	Faults    []string   `json:"breach_reasons,omitempty"`
+	Name      string            `json:"name"`
+	Plugin    string            `json:"plugin"`
+	Version   string            `json:"version,omitempty"`
+	Category  string            `json:"category,omitempty"`
+	Summary   string            `json:"summary,omitempty"`
+	SDK       string            `json:"sdk,omitempty"`
+	Priority  int               `json:"priority"`
+	Enabled   bool              `json:"enabled"`
+	Ready     bool              `json:"ready"`
+	State     string            `json:"state"` // the best of its instances, or "disabled"
+	Command   []string          `json:"command,omitempty"`
+	Instances []Instance        `json:"instances"`
+	Events    []Event           `json:"events"`
+	Restarts  int               `json:"restarts"`
+	Dead      uint64            `json:"dead_letters"` // answers that came late or twice
+	Breaches  uint64            `json:"breaches"`     // answers against the protocol
+	Faults    []string          `json:"breach_reasons,omitempty"`
+	Counters  map[string]uint64 `json:"counters,omitempty"` // that the agent keeps itself
 }
 
 // Instance is one process of an agent.

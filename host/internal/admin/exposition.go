@@ -34,6 +34,7 @@ func (m *Metrics) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	m.writeListeners(e)
 	m.writeAgents(e)
 	m.writeLatency(e)
+	m.writeCounters(e)
 	_ = out.Flush() // whoever asked has gone
 }
 
@@ -126,6 +127,19 @@ func (m *Metrics) writeLatency(e exposition) {
 			e.sample("postern_agent_verdicts_total", float64(counts[verdict]), "agent", agent, "event", event, "verdict", verdict)
 		}
 	})
+}
+
+// writeCounters writes what agents count themselves. The names are bounded in number and form, see maxCounters.
+func (m *Metrics) writeCounters(e exposition) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	e.family("postern_agent_counter_total", "counter", "What agents count themselves.")
+	for _, name := range slices.Sorted(maps.Keys(m.agents)) {
+		counters := m.agents[name].snapshot()
+		for _, counter := range slices.Sorted(maps.Keys(counters)) {
+			e.sample("postern_agent_counter_total", float64(counters[counter]), "agent", name, "counter", counter)
+		}
+	}
 }
 
 func (m *Metrics) eachEvent(agents []string, fn func(agent, event string, c *eventMetrics)) {

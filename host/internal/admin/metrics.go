@@ -2,6 +2,8 @@ package admin
 
 import (
 	"context"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -167,12 +169,47 @@ func (c *countingCaller) Call(ctx context.Context, call *agent.Call) (agent.Resu
 	if call.Kind > 0 && int(call.Kind) < len(c.metrics.events) {
 		c.metrics.events[call.Kind].count(time.Since(start), verdictOf(result, err))
 	}
+	if err == nil && result.Answer != nil {
+		c.metrics.add(result.Answer.Counters)
+	}
 	return result, err
 }
 
-// agentMetrics has a place for every kind of event.
+// agentMetrics has a place for every kind of event, and the counters that the agent keeps itself.
 type agentMetrics struct {
 	events [agentpb.EventKind_EVENT_KIND_FEEDBACK + 1]eventMetrics
+
+	mu       sync.Mutex
+	counters map[string]uint64
+}
+
+// maxCounters of one agent: a name too many is dropped, so that an agent cannot fill the memory with names.
+const maxCounters = 100
+
+var counterName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+
+func (m *agentMetrics) add(counters []*agentpb.Counter) {
+	if len(counters) == 0 {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.counters == nil {
+		m.counters = map[string]uint64{}
+	}
+	for _, c := range counters {
+		_, known := m.counters[c.Name]
+		if known || len(m.counters) < maxCounters && counterName.MatchString(c.Name) {
+			m.counters[c.Name] += c.Amount
+		}
+	}
+}
+
+// snapshot is a copy of the agent's own counters.
+func (m *agentMetrics) snapshot() map[string]uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.counters)
 }
 
 // outcome of a call: a kind of verdict, or one behind them.
@@ -268,6 +305,7 @@ func (m *Metrics) fill(a *Agent) {
 	if counted == nil {
 		return
 	}
+	a.Counters = counted.snapshot()
 	for i := range a.Events {
 		e := &a.Events[i]
 		kind := kindOf(e.Event)

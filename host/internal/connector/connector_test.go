@@ -117,7 +117,8 @@ func TestLimiter(t *testing.T) {
 	if l.take(six) == nil || l.take(neighbour) == nil || l.take(six) != nil {
 		t.Error("an IPv6 source is a network of 64 bits")
 	}
-	if l.take(loop) == nil || l.take(loop) == nil || l.take(b) != nil {
+	first, second := l.take(loop), l.take(loop)
+	if first == nil || second == nil || l.take(b) != nil {
 		t.Error("six connections in all")
 	}
 	l.leave(one)

@@ -25,7 +25,6 @@ type transaction struct {
 	*client
 	reused   bool // the connection was idle before: it may be dead
 	eight    bool // BODY=8BITMIME
-	unicode  bool // SMTPUTF8
 	rcpts    []*envelope.Recipient
 	accepted []*envelope.Recipient
 	tooMany  []*envelope.Recipient

@@ -243,8 +243,7 @@ func startWith(t testing.TB, s setup, store session.Spool) *host {
 type client struct {
 	t testing.TB
 	net.Conn
-	r  *bufio.Reader
-	id string // of the session, from a refusal
+	r *bufio.Reader
 }
 
 func (h *host) dial() *client {

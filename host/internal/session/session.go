@@ -75,7 +75,6 @@ type Session struct {
 	events   int // raised, for their ids
 	errors   int // protocol errors
 	failures int // of authentication
-	end      string
 
 	blame      *pipeline.Verdict  // who decided the refusal that is about to be written; nil: the host
 	blameSteps []tracking.Verdict // of the event it was decided at
