@@ -14,8 +14,8 @@ import (
 	"github.com/posternmail/postern/sdk/mime"
 )
 
-// Patch is a change of the body: ranges of the stored octets, and new octets between them. It is an Edit; an
-// answer with it costs no more than what is new. Length and digest are computed when the verdict is answered.
+// Patch is a change of the body: ranges of the stored octets, and new octets between them, whose lines end with
+// CRLF. It is an Edit; an answer with it costs no more than what is new. Length and digest are computed when the verdict is answered.
 type Patch struct {
 	body    *BodyReader
 	headers Header

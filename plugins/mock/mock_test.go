@@ -98,6 +98,17 @@ func TestLargeBody(t *testing.T) {
 	}
 }
 
+// A new body that does not fit into an answer goes ahead of it.
+func TestLargeNewBody(t *testing.T) {
+	large := strings.Repeat("x", 1_500_000)
+	a := agenttest.Start(t, New, `
+		on "OnEndOfData" {
+			body        = true
+			append_body = "`+large+`\r\n"
+		}`, info)
+	a.From("192.0.2.1").Data("Subject: x\n\nold\n").WantContinue().WantBody("old\n" + large + "\n")
+}
+
 func TestPerRecipient(t *testing.T) {
 	a := agenttest.Start(t, New, `
 		on "OnEndOfData" {

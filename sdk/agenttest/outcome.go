@@ -1,6 +1,7 @@
 package agenttest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -337,5 +338,14 @@ func assembled(original []byte, edit *agentpb.BodyEdit) ([]byte, error) {
 	if uint64(len(body)) != edit.GetSize() || string(sum[:]) != string(edit.GetSha256()) {
 		return nil, fmt.Errorf("body edit: size or digest is wrong")
 	}
+	if hasLoneEnds(body) && !hasLoneEnds(original) {
+		return nil, fmt.Errorf("body edit: a line end that is not CRLF")
+	}
 	return body, nil
+}
+
+// hasLoneEnds reports whether a CR or LF stands alone, which no next hop may be sent.
+func hasLoneEnds(body []byte) bool {
+	pairs := bytes.Count(body, []byte("\r\n"))
+	return bytes.Count(body, []byte("\r")) != pairs || bytes.Count(body, []byte("\n")) != pairs
 }

@@ -31,6 +31,7 @@ type process struct {
 	conn     *grpc.ClientConn
 	client   agentpb.AgentServiceClient
 	stream   agentpb.AgentService_EventsClient
+	bodies   agentpb.AgentService_BodiesClient
 	side     int // our end of the side socket
 	lifeline *os.File
 	stderr   *lockedBuffer
@@ -39,6 +40,9 @@ type process struct {
 	dir      string
 	stateDir string
 	nextID   uint64
+
+	uploading sync.Mutex
+	uploads   map[string][]byte
 }
 
 // launch starts command with the environment of a host and waits for its handshake.
@@ -126,8 +130,65 @@ func (p *process) connect(address, token string) error {
 	if p.stream, err = p.client.Events(ctx); err != nil {
 		return err
 	}
+	if p.bodies, err = p.client.Bodies(ctx); err != nil {
+		return err
+	}
 	go p.receive()
+	go p.receiveUploads()
 	return nil
+}
+
+// receiveUploads takes new bodies that do not fit into an answer; they come before it.
+func (p *process) receiveUploads() {
+	for {
+		frame, err := p.bodies.Recv()
+		if err != nil {
+			return
+		}
+		data := frame.GetChunk().GetData()
+		p.uploading.Lock()
+		if p.uploads == nil {
+			p.uploads = map[string][]byte{}
+		}
+		p.uploads[frame.GetTicket()] = append(p.uploads[frame.GetTicket()], data...)
+		p.uploading.Unlock()
+		credit := &agentpb.BodiesRequest_Credit{Credit: uint64(len(data))}
+		if err := p.bodies.Send(&agentpb.BodiesRequest{Ticket: frame.GetTicket(), Frame: credit}); err != nil {
+			return
+		}
+	}
+}
+
+// inlined puts uploads into the answer that refers to them, as if they had been in it.
+func (p *process) inlined(a *agentpb.Answer) error {
+	for _, e := range a.GetEdits() {
+		for _, s := range e.GetBody().GetSegments() {
+			u := s.GetUploaded()
+			if u == nil {
+				continue
+			}
+			data, err := p.uploaded(u)
+			if err != nil {
+				return err
+			}
+			s.Source = &agentpb.Segment_Data{Data: data}
+		}
+	}
+	return nil
+}
+
+// uploaded octets; the answer may overtake the last of them, since it comes on another stream.
+func (p *process) uploaded(u *agentpb.Upload) ([]byte, error) {
+	from, end := u.GetRange().GetOffset(), u.GetRange().GetOffset()+u.GetRange().GetLength()
+	for late := time.Now().Add(answerTimeout); time.Now().Before(late); time.Sleep(time.Millisecond) {
+		p.uploading.Lock()
+		have := p.uploads[u.GetTicket()]
+		p.uploading.Unlock()
+		if uint64(len(have)) >= end {
+			return have[from:end], nil
+		}
+	}
+	return nil, fmt.Errorf("the upload %q did not come", u.GetTicket())
 }
 
 func (p *process) receive() {
@@ -174,7 +235,7 @@ func (p *process) await(id uint64) (*agentpb.Answer, error) {
 			}
 			for _, a := range in.GetAnswers() {
 				if a.GetId() == id {
-					return a, nil
+					return a, p.inlined(a)
 				}
 			}
 		}

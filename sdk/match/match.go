@@ -5,6 +5,7 @@ package match
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"path"
 	"strings"
@@ -132,26 +133,41 @@ func (t *Prefixes[V]) Put(p netip.Prefix, v V) {
 // Len is the number of prefixes.
 func (t *Prefixes[V]) Len() int { return len(t.values) }
 
+// At is the value of just this prefix.
+func (t *Prefixes[V]) At(p netip.Prefix) (v V, ok bool) {
+	v, ok = t.values[canonical(p)]
+	return v, ok
+}
+
 // Get finds the value of the longest prefix that holds ip, and that prefix.
 func (t *Prefixes[V]) Get(ip netip.Addr) (v V, p netip.Prefix, ok bool) {
-	ip = ip.Unmap().WithZone("")
-	lengths := t.bits6[:]
-	if ip.Is4() {
-		lengths = t.bits4[:]
+	for p, v := range t.Holding(ip) {
+		return v, p, true
 	}
-	if !ip.IsValid() {
-		return v, p, false
-	}
-	for bits := ip.BitLen(); bits >= 0; bits-- {
-		if lengths[bits] == 0 {
-			continue
+	return v, p, false
+}
+
+// Holding walks the prefixes that hold ip, the longest first.
+func (t *Prefixes[V]) Holding(ip netip.Addr) iter.Seq2[netip.Prefix, V] {
+	return func(yield func(netip.Prefix, V) bool) {
+		ip = ip.Unmap().WithZone("")
+		lengths := t.bits6[:]
+		if ip.Is4() {
+			lengths = t.bits4[:]
 		}
-		p, _ = ip.Prefix(bits)
-		if v, ok = t.values[p]; ok {
-			return v, p, true
+		for bits := ip.BitLen(); bits >= 0; bits-- {
+			if lengths[bits] == 0 {
+				continue
+			}
+			p, err := ip.Prefix(bits)
+			if err != nil {
+				return // no address
+			}
+			if v, ok := t.values[p]; ok && !yield(p, v) {
+				return
+			}
 		}
 	}
-	return v, netip.Prefix{}, false
 }
 
 func canonical(p netip.Prefix) netip.Prefix {
@@ -170,7 +186,7 @@ func ParseNetwork(s string) ([]netip.Prefix, error) {
 	if first, last, ok := strings.Cut(s, "-"); ok {
 		a, errA := netip.ParseAddr(strings.TrimSpace(first))
 		b, errB := netip.ParseAddr(strings.TrimSpace(last))
-		if errA != nil || errB != nil || a.BitLen() != b.BitLen() || b.Less(a) {
+		if errA != nil || errB != nil || a.BitLen() != b.BitLen() || a.Zone()+b.Zone() != "" || b.Less(a) {
 			return nil, fmt.Errorf("%w: %q", ErrNetwork, s)
 		}
 		return cover(a, b), nil

@@ -60,6 +60,8 @@ func TestParseNetwork(t *testing.T) {
 		"192.0.2.9-192.0.2.1":     "",
 		"192.0.2":                 "",
 		"fe80::1%eth0":            "",
+		"fe80::1%a-fe80::9%a":     "",
+		"::ffff:192.0.2.7":        "[::ffff:192.0.2.7/128]",
 	} {
 		got, err := ParseNetwork(in)
 		if (err != nil) != (want == "") || err == nil && fmt.Sprint(got) != want {
@@ -81,6 +83,52 @@ func TestPrefixes(t *testing.T) {
 			t.Errorf("%s: got %q %v, want %q", in, got, ok, want)
 		}
 	}
+}
+
+// A caller that does not want the longest prefix gets the next one.
+func TestHolding(t *testing.T) {
+	var p Prefixes[string]
+	for _, s := range []string{"10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0"} {
+		p.Put(netip.MustParsePrefix(s), s)
+	}
+	var got []string
+	for _, v := range p.Holding(netip.MustParseAddr("10.1.2.3")) {
+		got = append(got, v)
+	}
+	if want := "[10.1.0.0/16 10.0.0.0/8 0.0.0.0/0]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+	for range p.Holding(netip.Addr{}) {
+		t.Error("something holds no address")
+	}
+	if v, ok := p.At(netip.MustParsePrefix("10.1.2.3/16")); !ok || v != "10.1.0.0/16" {
+		t.Errorf("At: got %q %v", v, ok)
+	}
+	if _, ok := p.At(netip.MustParsePrefix("10.1.0.0/17")); ok {
+		t.Error("At finds a prefix that was not put")
+	}
+}
+
+func FuzzParseNetwork(f *testing.F) {
+	for _, s := range []string{"192.0.2.7", "192.0.2.0/24", "192.0.2.1-192.0.2.9", "::-ffff::", "::ffff:0.0.0.1-::ffff:1.0.0.0", "fe80::1%a-fe80::9%a"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		prefixes, err := ParseNetwork(s)
+		if err != nil {
+			return
+		}
+		if len(prefixes) == 0 || len(prefixes) > 256 {
+			t.Errorf("%q comes to %d prefixes", s, len(prefixes))
+		}
+		var table Prefixes[bool]
+		for _, p := range prefixes {
+			table.Put(p, true)
+			if _, _, ok := table.Get(p.Addr()); !ok {
+				t.Errorf("%q: %s is not found", s, p.Addr())
+			}
+		}
+	})
 }
 
 func BenchmarkPrefixes(b *testing.B) {
