@@ -9,7 +9,7 @@ import (
 // The disk format of records: a version byte, then fields. A field is a key (tag<<1 | kind, as uvarint) and a
 // value: a uvarint (kind 0) or a length and octets (kind 1). Fields with their zero value are left out, unknown
 // ones are skipped, tags are never given out anew. Octets stay what they are, since mail is not UTF-8: that, and
-// 0.7 us instead of 9 us for an item, is why records are not JSON.
+// a seventh of the CPU (BenchmarkRecord), is why records are not JSON.
 
 const (
 	kindNumber = 0
@@ -61,7 +61,8 @@ func (e *encoder) octets(tag int, p []byte) {
 // time writes nanoseconds since 1970; the zero time is left out.
 func (e *encoder) time(tag int, t time.Time) {
 	if !t.IsZero() {
-		e.number(tag, zigzag(t.UnixNano()))
+		e.b = binary.AppendUvarint(e.b, uint64(tag)<<1|kindNumber)
+		e.b = binary.AppendUvarint(e.b, zigzag(t.UnixNano()))
 	}
 }
 

@@ -1,7 +1,7 @@
 package queue
 
-// TryDue is Due for tests: it answers with nil at once when nothing is due.
-func (q *Queue) TryDue() (*Item, error) {
+// TryDue is Due for tests: it answers with nil at once when nothing is due, or what is due cannot be loaded.
+func (q *Queue) TryDue() *Item {
 	id := ""
 	q.ask(func() {
 		q.schedule.promote(q.now())
@@ -10,7 +10,12 @@ func (q *Queue) TryDue() (*Item, error) {
 		}
 	})
 	if id == "" {
-		return nil, nil
+		return nil
 	}
-	return q.store.Load(id)
+	item, err := q.store.Load(id)
+	if err != nil {
+		q.unloadable(id, err)
+		return nil
+	}
+	return item
 }

@@ -66,7 +66,10 @@ const (
 	spaceCheckInterval  = time.Second
 )
 
-// diskStore is the Store of one host, on Pebble.
+// diskStore is the Store of one host, on Pebble. A plain log with group commit and an index in memory, written for
+// comparison, took 24 us of CPU for a commit of 4 KB with 32 senders where Pebble took 79, and 18 against 33 us where
+// each message was removed again, which is how mail lives. That is inside the budget of 100 us, and such a log would
+// still need compaction, an index on disk to start with a million items, and years of use.
 type diskStore struct {
 	log     hclog.Logger
 	files   vfs.FS
