@@ -45,7 +45,6 @@ type everything struct {
 	Maybe    *int               `hcl:"maybe,optional"`
 	Resolver []resolver         `hcl:"resolver,block" doc:"servers to ask"`
 	Once     *resolver          `hcl:"once,block"`
-	hidden   int
 	Other    int
 }
 
@@ -260,7 +259,7 @@ func TestMistakesOfAuthors(t *testing.T) {
 			_, d := built(t, func(none, *Registrar) (*scheduled, error) { return new(scheduled), nil })
 			return d
 		}},
-		"panic": {"New panicked: oops", func() []string {
+		"panic": {"panicked in New: oops", func() []string {
 			_, d := built(t, func(none, *Registrar) (*byRecipient, error) { panic("oops") })
 			return d
 		}},

@@ -21,11 +21,6 @@ type typedBuilder[C, A any] struct {
 	newAgent func(C, *Registrar) (A, error)
 }
 
-func (d typedBuilder[C, A]) prototype() any {
-	var a A
-	return a
-}
-
 func (d typedBuilder[C, A]) build(config []byte, r *Registrar) any {
 	var cfg C
 	decodeInto(config, &cfg, r)

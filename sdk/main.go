@@ -98,8 +98,6 @@ type builder interface {
 	schema() (*agentpb.Schema, error)
 	// build decodes config and calls New. Findings are in r.
 	build(config []byte, r *Registrar) any
-	// prototype is a nil agent, for its type.
-	prototype() any
 }
 
 func run(def *definition, args []string) int {

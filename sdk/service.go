@@ -64,7 +64,7 @@ func (s *service) Configure(_ context.Context, req *agentpb.ConfigureRequest) (*
 func (s *service) build(config []byte, r *Registrar) (g *generation) {
 	defer func() {
 		if cause := recover(); cause != nil {
-			r.fail(fmt.Errorf("New panicked: %v", cause))
+			r.fail(fmt.Errorf("the agent panicked in New: %v", cause))
 			s.logger.Error("New panicked", "cause", cause, "stack", stack())
 			g = nil
 		}

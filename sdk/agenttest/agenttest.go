@@ -147,7 +147,7 @@ func (a *Agent) configure(p *process) error {
 		Config: a.config, Generation: 1, Host: a.options.host, InstanceName: a.options.info.Name, StateDir: p.stateDir,
 	})
 	if err != nil {
-		return fmt.Errorf("Configure: %w\n%s", err, p.stderr)
+		return fmt.Errorf("configuring the agent: %w\n%s", err, p.stderr)
 	}
 	for _, d := range out.GetDiagnostics() {
 		if d.GetSeverity() != agentpb.Severity_SEVERITY_WARNING {
