@@ -190,6 +190,9 @@ func (h *Host) launchAgents(ctx context.Context) error {
 		return err
 	}
 	h.pipeline.SetPlan(plan)
+	for _, m := range members {
+		h.queue.Wake(m.Caller.Name()) // what waited for it when the host ended
+	}
 	h.background(h.agents.runSchedules)
 	return nil
 }
