@@ -159,9 +159,9 @@ func (r *review) checkStamps(agents []Subscribed) {
 	}
 }
 
-// hostStamp tells the stamps that the host writes itself.
+// hostStamp tells the stamps that the host writes itself, and "*", which asks for whatever there is.
 func hostStamp(name string) bool {
-	return name == "skipped" || strings.HasPrefix(name, "bypass.") || strings.HasPrefix(name, "done.")
+	return name == "*" || name == "skipped" || strings.HasPrefix(name, "bypass.") || strings.HasPrefix(name, "done.")
 }
 
 // written tells whether an agent may have written a stamp when the reader sees the event: at an earlier event, or
