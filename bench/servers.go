@@ -23,9 +23,10 @@ type result struct {
 
 // server is a mail server under load: the processes to count and how to end them.
 type server struct {
-	addr string
-	pids func() []int
-	stop func()
+	addr   string
+	pids   func() []int
+	stop   func()
+	counts func() (counts, error) // nil: it is not Postern
 }
 
 // measure starts a server, warms it up, and counts its CPU while the load is relayed to the sink.
@@ -58,6 +59,13 @@ func measure(c cell, l load) (result, error) {
 	if err := out.wait(warm.messages); err != nil {
 		return result{}, err
 	}
+	var want counts
+	if srv.counts != nil {
+		if want, err = srv.settled(); err != nil {
+			return result{}, err
+		}
+		want = want.expected(c.agents, l)
+	}
 	before, begin := cpuTicks(srv.pids()), time.Now()
 	if err := l.send(srv.addr, c.size); err != nil {
 		return result{}, err
@@ -67,6 +75,11 @@ func measure(c cell, l load) (result, error) {
 	}
 	took := time.Since(begin)
 	ticks := cpuTicks(srv.pids()) - before
+	if srv.counts != nil {
+		if err := srv.check(want); err != nil {
+			return result{}, err
+		}
+	}
 	return result{
 		cpuMillis: float64(ticks) * 10 / float64(l.messages),
 		rate:      float64(l.messages) / took.Seconds(),
@@ -92,20 +105,25 @@ var seedTable = []struct {
 }
 
 // agentBlocks configures n agents that answer "continue" to the events of the seed's table.
-func agentBlocks(n int) string {
+func agentBlocks(n int) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
 	var b strings.Builder
 	for i, a := range seedTable[:n] {
-		fmt.Fprintf(&b, "agent %q {\n  plugin = \"mock\"\n  priority = %d\n  config {\n", a.name, 10*(i+1))
-		for _, event := range a.events {
-			fmt.Fprintf(&b, "    on %q {\n      action = \"continue\"\n    }\n", event)
-		}
-		b.WriteString("  }\n}\n")
+		fmt.Fprintf(&b, "agent %q {\n  command  = [%q]\n  priority = %d\n  config {\n    events = [\"%s\"]\n  }\n}\n",
+			a.name, self, 10*(i+1), strings.Join(a.events, `", "`))
 	}
-	return b.String()
+	return b.String(), nil
 }
 
 func startPostern(dir string, c cell, sinkPort int, l load) (*server, error) {
 	addr, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	agents, err := agentBlocks(c.agents)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +149,7 @@ send_connector "sink" {
   address_spaces = ["*"]
   smart_hosts    = ["127.0.0.1:%d"]
 }
-%s`, filepath.Join(dir, "data"), addr, sinkPort, agentBlocks(c.agents))
+%s`, filepath.Join(dir, "data"), addr, sinkPort, agents)
 	path := filepath.Join(dir, "config.hcl")
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		return nil, err
@@ -157,7 +175,11 @@ send_connector "sink" {
 		text, _ := os.ReadFile(logFile.Name())
 		return nil, fmt.Errorf("%w\n%s", err, text)
 	}
-	return &server{addr: addr, stop: stop, pids: func() []int { return tree(cmd.Process.Pid) }}, nil
+	return &server{
+		addr: addr, stop: stop,
+		pids:   func() []int { return tree(cmd.Process.Pid) },
+		counts: func() (counts, error) { return agentCounts(path, c.agents) },
+	}, nil
 }
 
 // havePostfix reports whether Postfix can be started here: it is installed, and this is root.
