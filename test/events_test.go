@@ -1,8 +1,10 @@
 package test
 
 import (
+	"bufio"
 	"encoding/base64"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -304,4 +306,182 @@ func TestRejectDisconnect(t *testing.T) {
 		t.Errorf("got %q", reply)
 	}
 	c.WantClosed()
+}
+
+// nextHop is a server that answers RCPT as told; nil takes everything.
+func nextHop(t *testing.T, rcpt func(line string) string) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go answer(c, rcpt)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func answer(c net.Conn, rcpt func(line string) string) {
+	defer c.Close()
+	r := bufio.NewReader(c)
+	reply, content := "220 next.example", false
+	for {
+		if reply != "" {
+			if _, err := c.Write([]byte(reply + "\r\n")); err != nil {
+				return
+			}
+		}
+		line, err := r.ReadString('\n')
+		switch verb := strings.ToUpper(line); {
+		case err != nil:
+			return
+		case content:
+			if reply = ""; line == ".\r\n" {
+				reply, content = "250 2.0.0 taken", false
+			}
+		case strings.HasPrefix(verb, "RCPT"):
+			reply = rcpt(line)
+		case strings.HasPrefix(verb, "DATA"):
+			reply, content = "354 go on", true
+		case strings.HasPrefix(verb, "QUIT"):
+			reply = "221 bye"
+		default:
+			reply = "250 fine"
+		}
+	}
+}
+
+// routingEvents are raised right of the 250 line.
+var routingEvents = []string{"OnSubmitted", "OnResolved", "OnRouted", "OnCategorized"}
+
+// TestRoutingEvents has an agent do at each routing event what can be done there.
+func TestRoutingEvents(t *testing.T) {
+	var rules strings.Builder
+	for _, event := range routingEvents {
+		for _, r := range []struct{ what, does string }{
+			{"wait", "action = \"wait\"\ndelay = \"1s\"\nreason = \"not yet\"\ntimes = 1\nper = \"message\""},
+			{"fail", "action = \"fail\"\ncode = 554\nenhanced = \"5.7.77\"\ntext = \"not at " + event + "\"\nreason = \"as told\""},
+			{"discard", "action = \"discard\"\nreason = \"as told\""},
+			{"quarantine", "action = \"quarantine\"\nreason = \"as told at " + event + "\""},
+			{"edit", "add_header = { X-Event = \"" + event + "\" }"},
+			{"spawn", "spawn {\nrecipients = [\"spawned." + event + "@example.org\"]\n}"},
+		} {
+			fmt.Fprintf(&rules, "on %q {\nsubject = \"^%s at %s$\"\n%s\n}\n", event, r.what, event, r.does)
+		}
+	}
+	h := rig.Start(t, plain+mockAgent("router", 10, rules.String())+mockAgent("witness", 20, "record = \"{dir}/seen\"\nevents = [\"OnReleased\"]\n"))
+	c := h.Greeted()
+	ids := map[string]string{}
+	for _, event := range routingEvents {
+		for _, what := range []string{"wait", "fail", "discard", "quarantine", "edit", "spawn"} {
+			subject := what + " at " + event
+			ids[subject] = accepted(t, c, what+"."+event+"@sender.example", "b@example.org", "Subject: "+subject+"\r\n\r\nhello\r\n")
+		}
+	}
+	// Of each event: what waited, the notification, the edited, the spawned and what it was made of.
+	h.WaitDropped(5 * len(routingEvents))
+	waitEmpty(h)
+	got := h.Dropped()
+	if len(got) != 5*len(routingEvents) {
+		t.Errorf("%d messages delivered, want %d", len(got), 5*len(routingEvents))
+	}
+	delivered := func(parts ...string) {
+		t.Helper()
+		if !slices.ContainsFunc(got, func(m string) bool {
+			return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(m, p) })
+		}) {
+			t.Errorf("nothing delivered has all of %q", parts)
+		}
+	}
+	logged := func(id, event, reason string) {
+		t.Helper()
+		if r := waitRecord(h, id, event); r.Agent != "router" && !strings.Contains(r.Reason, "router") || !strings.Contains(r.Reason, reason) {
+			t.Errorf("the ledger has %+v", r)
+		}
+	}
+	kept := quarantined(h)
+	for _, event := range routingEvents {
+		delivered("Subject: wait at " + event)
+		logged(ids["wait at "+event], "DEFER", "not yet")
+		delivered("X-Receiver: <fail."+event+"@sender.example>", "X-Sender: <>", "554 5.7.77 not at "+event, "message/delivery-status")
+		delivered("Subject: edit at "+event, "X-Event: "+event+"\r\n")
+		delivered("Subject: spawn at " + event)
+		delivered("X-Receiver: <spawned." + event + "@example.org>")
+		logged(ids["discard at "+event], "DROP", "as told")
+		logged(ids["quarantine at "+event], "QUARANTINE", "as told")
+		if !slices.ContainsFunc(kept, func(i item) bool {
+			return i.Message == ids["quarantine at "+event] && i.Agent == "router" && i.Reason == "as told at "+event
+		}) {
+			t.Errorf("quarantine at %s: %+v", event, kept)
+		}
+	}
+	released(t, h, kept, len(got))
+}
+
+// released lets everything out of quarantine. An agent is told of it, and the one that kept it does not keep it again.
+func released(t *testing.T, h *rig.Host, kept []item, before int) {
+	for _, i := range kept {
+		h.MustPostern("quarantine", "release", i.ID)
+		waitRecorded(h, "seen", "OnReleased", `"agent":"router"`, fmt.Sprintf(`"reason":%q`, i.Reason), `"verdict":"wanted"`)
+	}
+	h.WaitDropped(before + len(kept))
+	if again := quarantined(h); len(again) != 0 {
+		t.Errorf("quarantine has %+v after the release", again)
+	}
+}
+
+// TestDeliveryFacts: an agent is told of deliveries, delays, failures and notifications.
+func TestDeliveryFacts(t *testing.T) {
+	next := nextHop(t, func(line string) string {
+		switch {
+		case strings.Contains(line, "later@"):
+			return "451 4.2.1 try again"
+		case strings.Contains(line, "never@"):
+			return "550 5.1.1 unknown here"
+		}
+		return "250 2.1.5 fine"
+	})
+	h := rig.Start(t, relay(next)+mockAgent("witness", 20, "record = \"{dir}/seen\"\nevents = [\"OnDelivered\", \"OnDeferred\", \"OnFailed\", \"OnReported\"]\n"))
+	c := h.Greeted()
+	for _, to := range []string{"now", "later", "never"} {
+		accepted(t, c, "a@sender.example", to+"@example.org", helloMessage)
+	}
+	remote := fmt.Sprintf(`"remote":%q`, next)
+	for _, fact := range []struct{ event, code, enhanced, text string }{
+		{"OnDelivered", "250", "2.0.0", "taken"}, {"OnDeferred", "451", "4.2.1", "try again"}, {"OnFailed", "550", "5.1.1", "unknown here"},
+	} {
+		waitRecorded(h, "seen", fact.event, `"connector":"next"`, remote, `"code":`+fact.code, fmt.Sprintf(`"enhanced":%q`, fact.enhanced), fact.text)
+	}
+	waitRecorded(h, "seen", "OnReported", `"report_id":"`)
+}
+
+// TestSchedule: an agent is called at its interval, and told when it was called last. It may spawn.
+func TestSchedule(t *testing.T) {
+	h := rig.Start(t, plain+mockAgent("clock", 10, `
+    record = "{dir}/seen"
+    every  = "1s"
+    on "OnSchedule" {
+      times = 1
+      spawn {
+        recipients = ["watcher@example.org"]
+      }
+      write "runs" {
+        key = "first"
+        op  = "add"
+      }
+    }`))
+	waitRecorded(h, "seen", "OnSchedule", `"schedule":{}`)
+	waitRecorded(h, "seen", "OnSchedule", `"last_unix_nanos":"`)
+	if got := h.WaitDropped(1); !strings.Contains(got[0], "X-Receiver: <watcher@example.org>") {
+		t.Errorf("delivered:\n%s", got[0])
+	}
+	if rows := numbers(h, "clock/runs"); rows["first"] != 1 {
+		t.Errorf("table writes: %v", rows)
+	}
 }
