@@ -105,9 +105,10 @@ func TestDeaths(t *testing.T) {
 					t.Errorf("table writes: %v, want each event once", rows)
 				}
 			}
-			got := h.WaitDropped(2)
+			h.WaitDropped(2)
 			waitEmpty(h)
-			if got = h.Dropped(); len(got) != 2 {
+			got := h.Dropped()
+			if len(got) != 2 {
 				t.Fatalf("%d messages delivered, want the message and one spawned", len(got))
 			}
 			if strings.Count(strings.Join(got, ""), "X-Mortal: was here") != 1 || strings.Count(strings.Join(got, ""), "X-Receiver: <watcher@example.org>") != 1 {

@@ -208,8 +208,8 @@ func TestExpiryMakesDue(t *testing.T) {
 	b := newBench(t, edge)
 	b.commit("a", "h/x")
 	b.finish(b.due(), b.clock.Now().Add(1000*time.Hour))
-	waiting := b.commit("b", "")
-	waiting = b.due()
+	b.commit("b", "")
+	waiting := b.due()
 	waiting.State, waiting.WaitingFor = queue.Waiting, "av"
 	b.must(b.Record(waiting))
 	b.clock.advance(48*time.Hour - time.Second)
