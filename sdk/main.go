@@ -104,10 +104,11 @@ func run(def *definition, args []string) int {
 	_, err := def.manifest()
 	switch {
 	case err != nil:
-		fmt.Fprintf(os.Stderr, "%s: %v\n", def.info.Name, err)
-		return 1
+		return failed(def, err)
 	case len(args) == 1 && args[0] == "--describe":
 		return describe(def)
+	case len(args) == 1 && (args[0] == "--options" || strings.HasPrefix(args[0], "--options=")):
+		return failed(def, printOptions(def, strings.TrimPrefix(strings.TrimPrefix(args[0], "--options"), "=")))
 	case len(args) == 1 && strings.HasPrefix(args[0], "--listen="):
 		return listenForDebugger(def, strings.TrimPrefix(args[0], "--listen="))
 	case len(args) > 0 && !startedByHost():
@@ -116,11 +117,16 @@ func run(def *definition, args []string) int {
 		explain(def.info)
 		return 1
 	}
-	if err := newProcess(def).serve(stdout.Handshake); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", def.info.Name, err)
-		return 1
+	return failed(def, newProcess(def).serve(stdout.Handshake))
+}
+
+// failed tells err, if there is one, and answers with the exit status.
+func failed(def *definition, err error) int {
+	if err == nil {
+		return 0
 	}
-	return 0
+	fmt.Fprintf(os.Stderr, "%s: %v\n", def.info.Name, err)
+	return 1
 }
 
 func startedByHost() bool { return os.Getenv(stdout.CookieKey) == stdout.CookieValue }
@@ -137,7 +143,7 @@ Name it in the configuration of Postern
       command  = [%q]
     }
 
-and run "postern check". %s --describe prints what it is and every option it takes.
+and run "postern check". %s --describe prints what it is, --options every option it takes.
 `, info.Name, info.Version, info.Name, os.Args[0], program)
 	for _, c := range info.Commands {
 		fmt.Fprintf(os.Stderr, "    postern agent run %s -- %-12s %s\n", info.Name, c.Name, c.Summary)
