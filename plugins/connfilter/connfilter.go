@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -12,90 +13,103 @@ import (
 	"github.com/posternmail/postern/sdk/match"
 )
 
-// Filter judges the source of a session or message: first the own lists, then, before the first message, the
-// DNS lists. A client that is refused learns it at RCPT, so that the attempt is logged with its recipients and
-// the exceptions among them can apply.
+// Filter judges the source of a session: first by the own lists, at OnConnect, then, before its first message,
+// by the DNS lists. A client that is refused learns it at RCPT, so that the attempt is logged with its
+// recipients and the exceptions among them can apply. Behind a server of our own the source is another one for
+// each message; it is judged when the header is there.
 type Filter struct {
 	Config
-	host     *sdk.Host
-	resolver *dns.Resolver
-	allow    *networks
-	block    *networks
-	allowAt  []provider
-	blockAt  []provider
-	bypassed *match.Addresses
-	machine  sdk.Table[Block]
+	internal  []netip.Prefix // our own servers
+	allow     *list
+	block     *list
+	providers []provider // in the order in which they decide
+	bypassed  *match.Addresses
+	resolver  *dns.Resolver
+	machine   sdk.Table[blocked]
+	stop      func() // ends the watching of files
 }
 
-// Block is a row of the table ip-block, which other agents and operators write.
-type Block struct {
-	Reason string `json:"reason"`
-	By     string `json:"by"`
+// blocked is a row of the table ip-block, which other agents and operators write. Any JSON object is one: a
+// value of another type than text still blocks.
+type blocked struct {
+	Reason any `json:"reason"`
+	By     any `json:"by"`
 }
+
+// Reasons in the ledger.
+const (
+	reasonInternalServer    = "InternalServer"    // the client is a server of our own
+	reasonNoSource          = "NoSource"          // no source in Received
+	reasonAllowList         = "IPOnAllowList"     // allow_list
+	reasonAllowProvider     = "AllowListProvider" // dnswl
+	reasonBlockList         = "LocalBlockList"    // block_list
+	reasonMachine           = "MachineBlockList"  // the table ip-block
+	reasonBlockProvider     = "BlockListProvider" // dnsbl
+	reasonRecipientBypassed = "RecipientBypassed" // bypassed_recipients
+)
 
 // Stamps of the session, for the events after the one that judged it.
 const (
-	stampRefuse = "refuse" // "reason|data|text": why this client is refused
-	stampSeen   = "judged" // the DNS lists have been asked
+	stampRefusal = "refusal" // why this client is refused
+	stampAsked   = "asked"   // the DNS lists have been asked
 )
 
-func (f *Filter) newResolver() (*dns.Resolver, error) {
-	servers := f.DNSServers
-	if len(servers) == 0 {
-		servers = f.host.Resolvers
+func (f *Filter) subscribe(r *sdk.Registrar) {
+	f.machine = sdk.UseTable[blocked](r, "ip-block", sdk.Key(sdk.Client), sdk.LongestPrefix(), sdk.OnlyAt(sdk.OnConnect, sdk.OnEndOfHeaders))
+	leave := sdk.MayChange(sdk.Stamps(stampRefusal, stampAsked))
+	r.OnConnect(leave, sdk.MayBypass)
+	r.OnMail(sdk.ReadsOwnStamps(stampRefusal, stampAsked), leave, sdk.MayBypass, sdk.Waits)
+	r.OnRcpt(sdk.ReadsOwnStamps(stampRefusal), sdk.MayChange(sdk.Verdicts))
+	r.OnEndOfHeaders(sdk.ReadsHeaders("Received"), sdk.MayChange(sdk.Verdicts), sdk.MayBypass)
+	if len(f.providers) == 0 {
+		r.Skip(sdk.OnMail)
+	} else {
+		r.OnEndOfHeaders(sdk.Waits)
 	}
-	r, err := dns.New(dns.Options{Servers: servers, Timeout: f.DNSTimeout})
-	if err != nil {
-		return nil, fmt.Errorf("preparing DNS: %w", err)
+	if len(f.internal) == 0 {
+		r.Skip(sdk.OnEndOfHeaders)
 	}
-	return r, nil
 }
 
-func (f *Filter) subscribe(r *sdk.Registrar) {
-	f.machine = sdk.UseTable[Block](r, "ip-block", sdk.Key(sdk.Client), sdk.LongestPrefix(), sdk.OnlyAt(sdk.OnConnect, sdk.OnEndOfHeaders))
-	leave := sdk.MayChange(sdk.Stamps(stampRefuse, stampSeen))
-	r.OnConnect(leave, sdk.MayBypass)
-	mail := []sdk.Option{sdk.ReadsOwnStamps(stampRefuse, stampSeen), leave, sdk.MayBypass}
-	headers := []sdk.Option{sdk.ReadsHeaders("Received"), sdk.MayChange(sdk.Verdicts), sdk.MayBypass}
-	if len(f.allowAt)+len(f.blockAt) > 0 {
-		mail, headers = append(mail, sdk.Waits), append(headers, sdk.Waits)
-	}
-	r.OnMail(mail...)
-	r.OnRcpt(sdk.ReadsOwnStamps(stampRefuse), sdk.MayChange(sdk.Verdicts))
-	r.OnEndOfHeaders(headers...)
-}
+// Close is called when the last event of this configuration was answered.
+func (f *Filter) Close() { f.stop() }
 
 // OnConnect looks into the own lists.
 func (f *Filter) OnConnect(_ context.Context, e *sdk.ConnectEvent) sdk.Verdict {
-	if f.relayed(e.Session.Client.Addr) {
-		return sdk.Continue().Because("internal-server", "")
+	ip := e.Session.Client.Addr
+	if f.relayed(ip) {
+		return sdk.Continue().Because(reasonInternalServer, "")
 	}
-	row, blocked := f.machine.Row(e)
-	j := f.own(e.Session.Client.Addr, e.Time, row, blocked)
+	j := f.judgeByLists(ip, e.Time)
+	if row, found := f.machine.Row(e); found && j.kind == unlisted {
+		j = f.judgeByRow(ip, row)
+	}
 	return j.session()
 }
 
 // OnMail asks the DNS lists, once a session.
 func (f *Filter) OnMail(ctx context.Context, e *sdk.MailEvent) sdk.Verdict {
 	ip := e.Session.Client.Addr
-	if len(f.allowAt)+len(f.blockAt) == 0 || e.OwnStamp(stampSeen) != "" || e.OwnStamp(stampRefuse) != "" || f.relayed(ip) {
+	if e.OwnStamp(stampAsked) != "" || e.OwnStamp(stampRefusal) != "" || f.relayed(ip) {
 		return sdk.Continue()
 	}
-	return f.askLists(ctx, ip).session().StampSession(stampSeen, "1")
+	return f.askLists(ctx, ip).session().StampSession(stampAsked, "1")
 }
 
 // OnRcpt refuses the recipients of a client that was judged before.
 func (f *Filter) OnRcpt(_ context.Context, e *sdk.RcptEvent) sdk.Verdict {
-	refuse := e.OwnStamp(stampRefuse)
-	if refuse == "" {
+	stamp := e.OwnStamp(stampRefusal)
+	if stamp == "" {
 		return sdk.Continue()
 	}
 	if entry, ok := f.bypassed.Match(e.Recipient.Mailbox); ok {
-		return sdk.Continue().Because("bypassed-recipient", entry)
+		return sdk.Continue().Because(reasonRecipientBypassed, entry)
 	}
-	reason, rest, _ := strings.Cut(refuse, "|")
-	data, text, _ := strings.Cut(rest, "|")
-	return sdk.Reject(550, "5.7.1", text).Because(reason, data)
+	var j judgement
+	if err := json.Unmarshal([]byte(stamp), &j); err != nil {
+		return sdk.Fault(fmt.Errorf("own stamp %s: %w", stampRefusal, err))
+	}
+	return j.reject()
 }
 
 // OnEndOfHeaders judges mail that comes through a server of our own: its source is found in Received.
@@ -105,19 +119,26 @@ func (f *Filter) OnEndOfHeaders(ctx context.Context, e *sdk.HeadersEvent) sdk.Ve
 	}
 	ip, found := f.source(e.Headers)
 	if !found {
-		return sdk.Continue().Because("no-source", "")
+		return sdk.Continue().Because(reasonNoSource, "")
 	}
-	if !e.Needed {
+	j := f.judgeByLists(ip, e.Time)
+	if j.kind == unlisted && !e.Needed {
 		return sdk.Continue().Needs(f.machine.Keys(ip.String()))
 	}
-	row, blocked := f.machine.RowOf(e, ip.String())
-	j := f.own(ip, e.Time, row, blocked)
+	if row, found := f.machine.RowOf(e, ip.String()); found && j.kind == unlisted {
+		j = f.judgeByRow(ip, row)
+	}
 	if j.kind == unlisted {
 		j = f.askLists(ctx, ip)
 	}
+	return f.message(e, j)
+}
+
+// message is the verdict on a message.
+func (f *Filter) message(e *sdk.HeadersEvent, j judgement) sdk.Verdict {
 	switch j.kind {
 	case allowed:
-		return sdk.Bypass(sdk.Antispam, sdk.InMessage).Because(j.reason, j.data)
+		return sdk.Bypass(sdk.Antispam, sdk.InMessage).Because(j.Reason, j.Data)
 	case refused:
 		return f.refuseRecipients(e, j)
 	}
@@ -126,37 +147,33 @@ func (f *Filter) OnEndOfHeaders(ctx context.Context, e *sdk.HeadersEvent) sdk.Ve
 
 // refuseRecipients refuses all but those who want the mail all the same.
 func (f *Filter) refuseRecipients(e *sdk.HeadersEvent, j judgement) sdk.Verdict {
-	var refused []sdk.EnvelopeRecipient
+	var unwilling []sdk.EnvelopeRecipient
 	for _, r := range e.Recipients {
 		if _, ok := f.bypassed.Match(r.Mailbox); !ok {
-			refused = append(refused, r)
+			unwilling = append(unwilling, r)
 		}
 	}
-	if len(refused) == 0 {
-		return sdk.Continue().Because("bypassed-recipient", j.data)
+	switch len(unwilling) {
+	case 0:
+		return sdk.Continue().Because(reasonRecipientBypassed, j.Data)
+	case len(e.Recipients):
+		return j.reject()
 	}
-	return sdk.Reject(550, "5.7.1", j.text).Because(j.reason, j.data).ForRecipients(refused...)
+	return j.reject().ForRecipients(unwilling...)
 }
 
 // relayed reports whether ip is a server of our own, so that the source is found in Received.
-func (f *Filter) relayed(ip netip.Addr) bool {
-	for _, p := range f.host.InternalSMTPServers {
-		if p.Contains(ip) {
-			return true
-		}
-	}
-	return false
-}
+func (f *Filter) relayed(ip netip.Addr) bool { return sdk.Address{Addr: ip}.In(f.internal) }
 
-// judgement of an address.
+// judgement of an address. That of a refused client is a stamp.
 type judgement struct {
 	kind   kind
-	reason string
-	data   string
-	text   string // of a refusal
+	Reason string
+	Data   string
+	Text   string // of a refusal
 }
 
-type kind int
+type kind uint8
 
 const (
 	unlisted kind = iota
@@ -168,39 +185,62 @@ const (
 func (j judgement) session() sdk.Verdict {
 	switch j.kind {
 	case allowed:
-		return sdk.Bypass(sdk.Antispam, sdk.InSession).Because(j.reason, j.data)
+		return sdk.Bypass(sdk.Antispam, sdk.InSession).Because(j.Reason, j.Data)
 	case refused:
-		return sdk.Continue().Because(j.reason, j.data).StampSession(stampRefuse, j.reason+"|"+strings.ReplaceAll(j.data, "|", "/")+"|"+j.text)
+		stamp, err := json.Marshal(j)
+		if err != nil {
+			return sdk.Fault(err)
+		}
+		return sdk.Continue().Because(j.Reason, j.Data).StampSession(stampRefusal, string(stamp))
 	}
 	return sdk.Continue()
 }
 
-// own looks into the allow list, the block list and the row of the table, in this order (reference: Exchange's
-// IP Allow list is looked at first).
-func (f *Filter) own(ip netip.Addr, now time.Time, row sdk.Row[Block], blocked bool) judgement {
-	if l, p, ok := find(f.allow, ip, now); ok {
-		return judgement{kind: allowed, reason: "IPOnAllowList", data: describe(p, l.comment)}
+func (j judgement) reject() sdk.Verdict {
+	return sdk.Reject(550, "5.7.1", j.Text).Because(j.Reason, j.Data)
+}
+
+// judgeByLists looks into the allow list, then into the block list.
+func (f *Filter) judgeByLists(ip netip.Addr, now time.Time) judgement {
+	if p, e, ok := f.allow.find(ip, now); ok {
+		return judgement{kind: allowed, Reason: reasonAllowList, Data: describe(p, e.comment)}
 	}
-	if l, p, ok := find(f.block, ip, now); ok {
-		return judgement{refused, "LocalBlockList", describe(p, l.comment), fill(f.BlockResponse, ip, "")}
-	}
-	if blocked {
-		data := row.Matched
-		if row.Value.By != "" {
-			data += " by " + row.Value.By
-		}
-		return judgement{refused, "MachineBlockList", data + ": " + row.Value.Reason, fill(f.MachineResponse, ip, "")}
+	if p, e, ok := f.block.find(ip, now); ok {
+		return judgement{refused, reasonBlockList, describe(p, e.comment), fill(f.BlockResponse, ip, "")}
 	}
 	return judgement{}
+}
+
+// judgeByRow makes a refusal of a row of the table ip-block.
+func (f *Filter) judgeByRow(ip netip.Addr, row sdk.Row[blocked]) judgement {
+	data := row.Matched
+	if row.Value.By != nil {
+		data += fmt.Sprintf(" by %v", row.Value.By)
+	}
+	if row.Value.Reason != nil {
+		data += fmt.Sprintf(" (%v)", row.Value.Reason)
+	}
+	return judgement{refused, reasonMachine, clip(data), fill(f.MachineResponse, ip, "")}
 }
 
 func describe(p netip.Prefix, comment string) string {
 	if comment == "" {
 		return p.String()
 	}
-	return p.String() + " (" + comment + ")"
+	return clip(p.String() + " (" + comment + ")")
 }
 
+// maxData is how much of comments and rows goes into stamps and the ledger, in octets.
+const maxData = 300
+
+func clip(s string) string {
+	if len(s) <= maxData {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxData], "") + "..."
+}
+
+// fill in what a response says about the client.
 func fill(text string, ip netip.Addr, zone string) string {
-	return strings.NewReplacer("{ip}", ip.String(), "{zone}", zone, "{0}", ip.String()).Replace(text)
+	return strings.NewReplacer("{ip}", ip.String(), "{zone}", zone).Replace(text)
 }

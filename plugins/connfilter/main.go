@@ -4,11 +4,14 @@ package main
 
 import "github.com/posternmail/postern/sdk"
 
-func main() {
-	sdk.Main(sdk.Info{
+func main() { sdk.Main(info(), New) }
+
+// info is what the agent tells about itself.
+func info() sdk.Info {
+	return sdk.Info{
 		Name:     "connfilter",
 		Version:  "1.0.0",
 		Category: sdk.Antispam,
 		Summary:  "allows and refuses clients by their address: own lists and DNS lists",
-	}, New)
+	}
 }

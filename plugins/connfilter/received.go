@@ -3,35 +3,52 @@ package main
 import (
 	"net/netip"
 	"regexp"
+	"strings"
 
 	"github.com/posternmail/postern/sdk"
 )
 
-// literal finds addresses in the "from" part of a Received field: "[192.0.2.1]", "[IPv6:2001:db8::1]", and
-// "(192.0.2.1)" as some servers write.
-var literal = regexp.MustCompile(`[\[(](?:[Ii][Pp][Vv]6:)?([0-9A-Fa-f]*[.:][0-9A-Fa-f.:]+)[\])]`)
-
-var byClause = regexp.MustCompile(`(?i)\sby\s`)
-
-// source walks the Received fields from the top, written by our own servers first, to the first address that is
-// none of theirs.
+// source walks the Received fields from the top, where our own servers wrote, to the first address that is none
+// of theirs. It ends without one at a field that names no client: the message began there, and what stands
+// below is the sender's word.
 func (f *Filter) source(h sdk.Header) (netip.Addr, bool) {
 	for field := range h.All("Received") {
-		from := field.Text()
-		if i := byClause.FindStringIndex(from); i != nil {
-			from = from[:i[0]]
-		}
-		// The last literal is the one that the server saw; one before it is what the client called itself.
-		all := literal.FindAllStringSubmatch(from, -1)
-		if len(all) == 0 {
+		ip, ok := clientOf(string(field.Raw))
+		if !ok {
 			return netip.Addr{}, false
 		}
-		ip, err := netip.ParseAddr(all[len(all)-1][1])
-		if err != nil {
-			return netip.Addr{}, false
-		}
-		if ip = ip.Unmap(); !f.relayed(ip) {
+		// A server of ours that talks to itself (a content filter on loopback) is no source.
+		if !f.relayed(ip) && !ip.IsLoopback() && !ip.IsUnspecified() {
 			return ip, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+var (
+	// literal is an address as servers write the one they saw: "[192.0.2.1]", "[IPv6:2001:db8::1]", "(192.0.2.1)".
+	literal = regexp.MustCompile(`[\[(](?:[Ii][Pp][Vv]6:)?([0-9A-Fa-f:.]+)(?:%[^\])]*)?[\])]`)
+	// claim is what the client called itself, in the notations of Exim, qmail and CommuniGate; there it may stand
+	// behind the address: "([192.0.2.1] helo=[9.9.9.9])", "(HELO [9.9.9.9])".
+	claim = regexp.MustCompile(`(?i)(?:[( ](?:helo|ehlo|ident)=|\((?:[^()]* )?(?:helo|ehlo) )[^\s()]*`)
+	// byClause begins with the server that wrote the field.
+	byClause = regexp.MustCompile(`(?i) by `)
+)
+
+// clientOf reads the address of the client out of a Received field (RFC 5321 section 4.4): the last literal of
+// its "from" clause that is not the client's own claim.
+func clientOf(field string) (netip.Addr, bool) {
+	from := strings.Join(strings.Fields(field), " ")
+	if len(from) < 5 || !strings.EqualFold(from[:5], "from ") {
+		return netip.Addr{}, false
+	}
+	if i := byClause.FindStringIndex(from); i != nil {
+		from = from[:i[0]]
+	}
+	all := literal.FindAllStringSubmatch(claim.ReplaceAllString(from, ""), -1)
+	for i := len(all) - 1; i >= 0; i-- {
+		if ip, err := netip.ParseAddr(all[i][1]); err == nil {
+			return ip.Unmap(), true
 		}
 	}
 	return netip.Addr{}, false
