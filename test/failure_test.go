@@ -319,6 +319,45 @@ func TestOnFailure(t *testing.T) {
 	}
 }
 
+// TestOnFailureAtTheEnds: the same at the first event of a session, and at the end of the data.
+func TestOnFailureAtTheEnds(t *testing.T) {
+	for choice, want := range map[string]struct{ banner, reply string }{
+		"skip":   {"220 edge.example ESMTP Postern", "250 2.6.0 "},
+		"defer":  {"421 4.3.2 Service temporarily unavailable, please try again later [", "451 4.3.2 Service temporarily unavailable, please try again later ["},
+		"reject": {"554 5.7.1 ", "550 5.7.1 "},
+	} {
+		t.Run(choice, func(t *testing.T) {
+			h := rig.Start(t, plain+mockWith("broken", 10, fmt.Sprintf("on_failure = %q\n", choice), `
+    on "OnConnect" {
+      misbehave = "no_verdict"
+      times     = 2
+    }
+    on "OnEndOfData" {
+      misbehave = "bad_digest"
+    }`))
+			h.Dial().Want(want.banner)
+			// The first connection was that of rig.Start.
+			h.WaitFor("two breaches", func() bool { return breaches(h, "broken") == 2 })
+			c := h.Greeted()
+			reply := c.Message("a@sender.example", "b@example.org", helloMessage)
+			if !strings.HasPrefix(reply, want.reply) {
+				t.Fatalf("got %q, want %q", reply, want.reply)
+			}
+			c.Do("NOOP", "250 ")
+			if n := breaches(h, "broken"); n != 3 {
+				t.Errorf("%d breaches counted, want 3", n)
+			}
+		})
+	}
+}
+
+// breaches counted of an agent.
+func breaches(h *rig.Host, agent string) int {
+	var shown struct{ Breaches int }
+	h.JSON(&shown, "agent", "show", agent)
+	return shown.Breaches
+}
+
 // TestOneHostADirectory: a second host on the same data directory is told what to do.
 func TestOneHostADirectory(t *testing.T) {
 	h := rig.Start(t, plain)
