@@ -22,6 +22,10 @@
 // The context ends at the deadline of the event or when the host lost interest, and carries a logger
 // (Logger, or hclog.FromContext) that names agent, version, session, message and event on every line.
 //
+// A process of an agent uses one processor at a time, which is the cheapest way to answer many small events. An
+// agent that computes for long is given more processes (`instances` in its block) or, where its memory is
+// large, GOMAXPROCS in its `environment`.
+//
 // Package agenttest runs an agent as two processes and checks that none of this is broken.
 package sdk
 

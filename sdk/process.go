@@ -88,6 +88,7 @@ func (p *process) serve(handshake *os.File) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen: %w", err)
 	}
+	useOneProcessor()
 	p.watchLifeline()
 	p.watchSignals()
 	p.side.start()
