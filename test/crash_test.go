@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand"
 	"net"
 	"os"
@@ -31,7 +32,7 @@ func TestCrash(t *testing.T) {
 		}
 		rounds = n
 	}
-	books := &books{promised: map[string]bool{}, resent: map[string]bool{}, arrived: map[string][]time.Time{}}
+	books := &books{promised: map[string]bool{}, resent: map[string]bool{}, arrived: map[string][]int{}}
 	sink := startCrashSink(t, books)
 	h := rig.Start(t, fmt.Sprintf(`
 host {
@@ -85,8 +86,8 @@ agent "one" {
 			agentKills++
 			continue
 		}
-		books.kill()
 		h.Kill()
+		books.nextLife(t, sink)
 		h.Start()
 		hostKills++
 		if rounds > 100 && round%50 == 49 {
@@ -115,19 +116,44 @@ agent "one" {
 type books struct {
 	mu       sync.Mutex
 	promised map[string]bool
-	resent   map[string]bool // the sender did not read the reply and sent the message again
-	arrived  map[string][]time.Time
-	kills    []time.Time
+	resent   map[string]bool  // the sender did not read the reply and sent the message again
+	arrived  map[string][]int // in which life of the host
+	life     int              // kills of the host so far
+	sessions int              // open at the next hop
 }
+
+// nextLife waits until the next hop has read all that the dead host had sent, so that what arrives from then on is
+// the next life's. The connections it had made are accepted before ours.
+func (b *books) nextLife(t *testing.T, sink string) {
+	c, err := net.Dial("tcp", sink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(c, "QUIT\r\n")
+	_, _ = io.Copy(io.Discard, c)
+	_ = c.Close()
+	for range 1000 {
+		b.mu.Lock()
+		if b.sessions == 0 {
+			b.life++
+			b.mu.Unlock()
+			return
+		}
+		b.mu.Unlock()
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("sessions of a dead host are still open at the next hop")
+}
+
+func (b *books) session(n int) { b.mu.Lock(); defer b.mu.Unlock(); b.sessions += n }
 
 func (b *books) promise(id string) { b.mu.Lock(); defer b.mu.Unlock(); b.promised[id] = true }
 func (b *books) resend(id string)  { b.mu.Lock(); defer b.mu.Unlock(); b.resent[id] = true }
-func (b *books) kill()             { b.mu.Lock(); defer b.mu.Unlock(); b.kills = append(b.kills, time.Now()) }
 
 func (b *books) arrive(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.arrived[id] = append(b.arrived[id], time.Now())
+	b.arrived[id] = append(b.arrived[id], b.life)
 }
 
 func (b *books) lost() (out []string) {
@@ -143,15 +169,15 @@ func (b *books) lost() (out []string) {
 
 func (b *books) missing() int { return len(b.lost()) }
 
-// unexplained lists the messages that arrived again although the sender sent them once and no kill of the host
-// lies between the two arrivals: only a kill can come between the next hop's 250 and its record.
+// unexplained lists the messages that arrived again although the sender sent them once and the host did not die
+// between the two arrivals: only its death can come between the next hop's 250 and the record of it.
 func (b *books) unexplained() (out []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for id, times := range b.arrived {
-		for i := 1; i < len(times); i++ {
-			if !b.resent[id] && !b.killedBetween(times[i-1], times[i]) {
-				out = append(out, fmt.Sprintf("%s at %v", id, times))
+	for id, lives := range b.arrived {
+		for i := 1; i < len(lives); i++ {
+			if !b.resent[id] && lives[i-1] == lives[i] {
+				out = append(out, fmt.Sprintf("%s in the lives %v", id, lives))
 				break
 			}
 		}
@@ -159,25 +185,15 @@ func (b *books) unexplained() (out []string) {
 	return out
 }
 
-func (b *books) killedBetween(from, to time.Time) bool {
-	for _, k := range b.kills {
-		// The arrival is noted when the sink has read the message, a little before it answers.
-		if k.After(from.Add(-time.Millisecond)) && k.Before(to) {
-			return true
-		}
-	}
-	return false
-}
-
 func (b *books) summary() string {
 	lost := b.missing()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	twice, resent := 0, 0
-	for id, times := range b.arrived {
-		if len(times) > 1 && b.resent[id] {
+	for id, lives := range b.arrived {
+		if len(lives) > 1 && b.resent[id] {
 			resent++
-		} else if len(times) > 1 {
+		} else if len(lives) > 1 {
 			twice++
 		}
 	}
@@ -258,7 +274,11 @@ func startCrashSink(t *testing.T, b *books) string {
 			if err != nil {
 				return
 			}
-			go crashSinkSession(c, b)
+			b.session(1)
+			go func() {
+				defer b.session(-1)
+				crashSinkSession(c, b)
+			}()
 		}
 	}()
 	return l.Addr().String()
