@@ -493,12 +493,21 @@ func ending(base string, records []Record) string {
 	return "no result yet"
 }
 
+// noteRecipients notes what has happened to r's recipients. Who has the message or never will is not told of anew when an
+// operator deletes or releases a copy that was kept in quarantine beside it.
 func noteRecipients(lastEvent map[string]string, r Record, event string) {
+	note := func(key string) {
+		final := lastEvent[key] == Send || lastEvent[key] == Fail
+		if final && (r.Event == Drop || r.Event == Release) {
+			return
+		}
+		lastEvent[key] = event
+	}
 	for _, to := range r.Recipients {
-		lastEvent[strings.ToLower(to.Address)] = event
+		note(strings.ToLower(to.Address))
 	}
 	if len(r.Recipients) == 0 {
-		lastEvent[r.Item] = event
+		note(r.Item)
 	}
 }
 
