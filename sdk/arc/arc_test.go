@@ -1,0 +1,122 @@
+package arc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/posternmail/postern/sdk/dkim"
+)
+
+// corpora stand beside the repository; a run for a release must have them.
+const corpora = "../../../shared/corpora/auth-arc/valimail/tests"
+
+// scenario of the suite of the protocol's authors.
+type scenario struct {
+	Description string            `yaml:"description"`
+	Tests       yaml.Node         `yaml:"tests"` // some names stand twice
+	Records     map[string]string `yaml:"txt-records"`
+	Domain      string            `yaml:"domain"`
+	Selector    string            `yaml:"sel"`
+	Key         string            `yaml:"privatekey"`
+}
+
+type suiteTest struct {
+	name    string
+	Message string `yaml:"message"`
+	CV      string `yaml:"cv"`
+	Time    int64  `yaml:"t"`
+	Headers string `yaml:"sig-headers"`
+	Server  string `yaml:"srv-id"`
+	AS      string `yaml:"AS"`
+	AMS     string `yaml:"AMS"`
+	AAR     string `yaml:"AAR"`
+}
+
+// tests in order. Of those that stand twice the later one counts, as for the suite's own runner.
+func (s *scenario) tests(t *testing.T) []suiteTest {
+	t.Helper()
+	last := map[string]int{}
+	var out []suiteTest
+	for i := 0; i+1 < len(s.Tests.Content); i += 2 {
+		test := suiteTest{name: s.Tests.Content[i].Value}
+		if err := s.Tests.Content[i+1].Decode(&test); err != nil {
+			t.Fatal(err)
+		}
+		if at, twice := last[test.name]; twice {
+			out[at] = test
+			continue
+		}
+		last[test.name] = len(out)
+		out = append(out, test)
+	}
+	return out
+}
+
+func scenarios(t *testing.T, name string) []scenario {
+	t.Helper()
+	f, err := os.Open(filepath.Join(corpora, name))
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("the corpus is not there: %v", err)
+		}
+		t.Skipf("the corpus is not there, so nothing is compared with it: %v", err)
+	}
+	defer f.Close()
+	var all []scenario
+	decoder := yaml.NewDecoder(f)
+	for {
+		var s scenario
+		if err := decoder.Decode(&s); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func (s *scenario) verifier() *dkim.Verifier {
+	return &dkim.Verifier{Now: time.Unix(20000, 0), Lookup: func(_ context.Context, name string) ([]string, error) {
+		if text, found := s.Records[name]; found {
+			return []string{strings.TrimSpace(text)}, nil
+		}
+		return nil, nil
+	}}
+}
+
+func messageOf(text string) *dkim.Message {
+	text = strings.ReplaceAll(strings.ReplaceAll(text, "\r\n", "\n"), "\n", "\r\n")
+	header, body, _ := strings.Cut(text, "\r\n\r\n")
+	return dkim.NewMessage([]byte(header), strings.NewReader(body), int64(len(body)))
+}
+
+func TestValidationSuite(t *testing.T) {
+	t.Setenv("GODEBUG", "rsa1024min=0") // one key has 512 bits
+	count := 0
+	for _, s := range scenarios(t, "arc-draft-validation-tests.yml") {
+		for _, test := range s.tests(t) {
+			count++
+			want := strings.ToLower(test.CV)
+			if want == "" {
+				want = "fail" // a seal says cv=fail
+			}
+			got := Validate(t.Context(), s.verifier(), messageOf(test.Message))
+			if string(got.Result) != want {
+				t.Errorf("%s: %s (%s), expected %s", test.name, got.Result, got.Reason, want)
+			}
+		}
+	}
+	if count != 171 {
+		t.Errorf("%d tests", count)
+	}
+	t.Logf("%d tests", count)
+}
