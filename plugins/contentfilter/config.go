@@ -2,23 +2,25 @@ package main
 
 import (
 	"errors"
-	"fmt"
+	"unicode/utf8"
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/match"
 )
 
+//go:generate go run . --options=README.md
+
 // Config is the agent's configuration. The defaults are those of Exchange's content filter.
 type Config struct {
-	GoodPhrases        []string `hcl:"good_phrases,optional" doc:"a message with one of them has SCL 0; up to 800 of fewer than 257 characters, compared without case"`
-	BadPhrases         []string `hcl:"bad_phrases,optional" doc:"a message with one of them has SCL 9, unless it has a good phrase; same bounds"`
-	BypassedSenders    []string `hcl:"bypassed_senders,optional" doc:"senders (user@domain, domain, *.domain) in the envelope or in From whose mail has SCL -1"`
-	BypassedRecipients []string `hcl:"bypassed_recipients,optional" doc:"recipients whose mail is not judged"`
-	DeleteAt           int      `hcl:"delete_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is accepted and thrown away; 0 is never"`
-	RejectAt           int      `hcl:"reject_at,optional" default:"7" min:"0" max:"9" doc:"SCL from which a message is refused; 0 is never"`
-	QuarantineAt       int      `hcl:"quarantine_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is quarantined; 0 is never"`
-	Response           string   `hcl:"response,optional" default:"Message rejected due to content restrictions" doc:"text of the refusal, up to 240 characters"`
-	MaxSize            sdk.Size `hcl:"max_size,optional" default:"11MB" doc:"larger bodies are not looked at"`
+	GoodPhrases        []string `hcl:"good_phrases,optional" doc:"Words or phrases; a message with one of them has SCL 0. Up to 800, each of up to 256 characters."`
+	BadPhrases         []string `hcl:"bad_phrases,optional" doc:"Words or phrases; a message with one of them has SCL 9, unless it has a good one too. The same bounds."`
+	BypassedSenders    []string `hcl:"bypassed_senders,optional" doc:"Senders (user@domain, domain, *.domain), in the envelope or in From, whose mail has SCL -1."`
+	BypassedRecipients []string `hcl:"bypassed_recipients,optional" doc:"Recipients (likewise) whose mail is not judged."`
+	DeleteAt           int      `hcl:"delete_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is accepted and thrown away; 0 is never."`
+	RejectAt           int      `hcl:"reject_at,optional" default:"7" min:"0" max:"9" doc:"SCL from which a message is refused; 0 is never. Below delete_at."`
+	QuarantineAt       int      `hcl:"quarantine_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is quarantined; 0 is never. Below reject_at."`
+	Response           string   `hcl:"response,optional" default:"Message rejected due to content restrictions" doc:"Text of the refusal, up to 240 characters of ASCII."`
+	MaxSize            sdk.Size `hcl:"max_size,optional" default:"11MB" doc:"Of messages with larger bodies only the subject is looked at."`
 }
 
 // Bounds of Exchange.
@@ -30,27 +32,18 @@ const (
 
 // New checks cfg. It is called for every new configuration.
 func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
-	f := &Filter{Config: cfg}
-	var err error
-	if f.good, err = phrases(r, "good_phrases", cfg.GoodPhrases); err != nil {
+	f := &Filter{Config: cfg, internal: r.Host().InternalSMTPServers}
+	var errs [6]error
+	f.good, errs[0] = newPhrases(r, "good_phrases", cfg.GoodPhrases)
+	f.bad, errs[1] = newPhrases(r, "bad_phrases", cfg.BadPhrases)
+	f.senders, errs[2] = addresses(r, "bypassed_senders", cfg.BypassedSenders)
+	f.recipients, errs[3] = addresses(r, "bypassed_recipients", cfg.BypassedRecipients)
+	errs[4] = checkResponse(r, cfg.Response)
+	errs[5] = checkThresholds(r, cfg)
+	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	if f.bad, err = phrases(r, "bad_phrases", cfg.BadPhrases); err != nil {
-		return nil, err
-	}
-	if f.senders, err = addresses(r, "bypassed_senders", cfg.BypassedSenders); err != nil {
-		return nil, err
-	}
-	if f.recipients, err = addresses(r, "bypassed_recipients", cfg.BypassedRecipients); err != nil {
-		return nil, err
-	}
-	if len(cfg.Response) > maxResponse {
-		return nil, r.At("response").Error(fmt.Errorf("text of %d characters, at most %d", len(cfg.Response), maxResponse))
-	}
-	if err := checkThresholds(r, cfg); err != nil {
-		return nil, err
-	}
-	r.OnEndOfData(sdk.ReadsHeaders(), sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(cfg.MaxSize),
+	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(cfg.MaxSize),
 		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.Stamps("scl")))
 	return f, nil
 }
@@ -66,29 +59,41 @@ func checkThresholds(r *sdk.Registrar, cfg Config) error {
 			continue
 		}
 		if t.at >= above {
-			return r.At(t.name).Error(fmt.Errorf("must be below %s, which is %d: delete > reject > quarantine", name, above))
+			return r.At(t.name).Errorf("must be below %s, which is %d: delete > reject > quarantine", name, above)
 		}
 		above, name = t.at, t.name
 	}
 	return nil
 }
 
-func phrases(r *sdk.Registrar, name string, list []string) ([]string, error) {
+// checkResponse: one line of printable ASCII (RFC 5321 section 4.2).
+func checkResponse(r *sdk.Registrar, text string) error {
+	if len(text) > maxResponse {
+		return r.At("response").Errorf("text of %d characters, at most %d", len(text), maxResponse)
+	}
+	for _, c := range text {
+		if c < ' ' || c > '~' {
+			return r.At("response").Errorf("%q cannot stand in a reply, which is one line of ASCII", c)
+		}
+	}
+	return nil
+}
+
+// newPhrases reads the list of that name.
+func newPhrases(r *sdk.Registrar, name string, list []string) (*phrases, error) {
 	if len(list) > maxPhrases {
-		return nil, r.At(name).Error(fmt.Errorf("%d phrases, at most %d", len(list), maxPhrases))
+		return nil, r.At(name).Errorf("%d phrases, at most %d", len(list), maxPhrases)
 	}
-	var out []string
-	for i, p := range list {
-		folded := fold(p)
-		if folded == "" {
-			return nil, r.At(name, i).Error(errors.New("an empty phrase is in every message"))
+	p := new(phrases)
+	for i, text := range list {
+		if n := utf8.RuneCountInString(text); n > maxPhrase {
+			return nil, r.At(name, i).Errorf("phrase of %d characters, at most %d", n, maxPhrase)
 		}
-		if len([]rune(p)) > maxPhrase {
-			return nil, r.At(name, i).Error(fmt.Errorf("phrase of %d characters, at most %d", len([]rune(p)), maxPhrase))
+		if !p.add(text) {
+			return nil, r.At(name, i).Errorf("an empty phrase is in every message")
 		}
-		out = append(out, folded)
 	}
-	return out, nil
+	return p, nil
 }
 
 func addresses(r *sdk.Registrar, name string, list []string) (*match.Addresses, error) {

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -10,16 +10,17 @@ import (
 	"github.com/posternmail/postern/sdk/match"
 )
 
-// Filter judges messages at the end of data.
+// Filter judges messages at the end of data: first the bypass lists, then the phrases, then the thresholds.
 type Filter struct {
 	Config
-	good, bad  []string // folded
+	good, bad  *phrases
 	senders    *match.Addresses
 	recipients *match.Addresses
+	internal   []netip.Prefix // our own servers
 }
 
-// gtube is the test string that every spam filter takes for spam.
-const gtube = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+// gtube is the string that every spam filter takes for spam, folded.
+const gtube = "xjs*c4jdbqadn1.nsbn3*2idnen*gtube-standard-anti-ube-test-email*c.34x"
 
 // Spam confidence levels with a meaning of their own.
 const (
@@ -28,32 +29,61 @@ const (
 	sclSpam    = 9
 )
 
+// Reasons in the ledger.
+const (
+	reasonSender        = "SenderBypassed"
+	reasonRecipient     = "RecipientBypassed" // some of them
+	reasonAllRecipients = "AllRecipientsBypassed"
+	reasonDelete        = "SclAtOrAboveDeleteThreshold"
+	reasonReject        = "SclAtOrAboveRejectThreshold"
+	reasonQuarantine    = "SclAtOrAboveQuarantineThreshold"
+	reasonBelow         = "SclBelowThresholds"
+	reasonUnreadable    = "Unreadable" // the message could not be read: undetermined
+)
+
+// tokenPhrase is in the report of a message with one of the operator's phrases.
+const tokenPhrase = "CW:CustomList"
+
 // rating is what the filter thinks of a message.
 type rating struct {
 	scl    int
 	tokens []string // of the report header
-	data   string   // for the ledger: what was found
+	found  string   // for the ledger
 }
+
+// trusted is the rating of mail that is not judged.
+func trusted(reason string) rating { return rating{scl: sclTrusted, tokens: []string{reason}} }
 
 // OnEndOfData rates the message, stamps it, and acts on the strictest threshold that it reaches.
 func (f *Filter) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict {
 	if entry, ok := f.bypassedSender(e); ok {
-		return f.stamp(sdk.Continue().Because("SenderBypassed", entry), rating{scl: sclTrusted, tokens: []string{"SenderBypassed"}})
+		return f.report(e, sdk.Continue().Because(reasonSender, entry), trusted(reasonSender)).Stamp("scl", "-1")
 	}
 	bypassed, judged := f.split(e.Recipients)
 	if len(judged) == 0 {
-		return f.stamp(sdk.Continue().Because("AllRecipientsBypassed", ""), rating{scl: sclTrusted, tokens: []string{"AllRecipientsBypassed"}})
+		return f.report(e, sdk.Continue().Because(reasonAllRecipients, ""), trusted(reasonAllRecipients)).Stamp("scl", "-1")
 	}
-	r := f.rate(ctx, e)
-	v := f.stamp(f.act(r), r)
+	r, err := f.rate(ctx, e)
+	if err != nil {
+		return sdk.Undetermined(reasonUnreadable, err)
+	}
+	v := f.report(e, f.act(r), r).Stamp("scl", strconv.Itoa(r.scl))
 	if len(bypassed) == 0 {
 		return v
 	}
-	trusted := f.headers(sdk.Continue().Because("RecipientBypassed", ""), rating{scl: sclTrusted, tokens: []string{"RecipientBypassed"}})
-	return sdk.PerRecipient(trusted.ForRecipients(bypassed...), v.ForRecipients(judged...))
+	return sdk.PerRecipient(f.bypass(e, bypassed), v.ForRecipients(judged...))
 }
 
-func (f *Filter) bypassedSender(e *sdk.DataEvent) (string, bool) {
+// bypass is the verdict for the recipients whose mail is not judged, beside others whose mail is.
+func (f *Filter) bypass(e *sdk.DataEvent, recipients []sdk.EnvelopeRecipient) sdk.Verdict {
+	v := f.report(e, sdk.Continue().Because(reasonRecipient, ""), trusted(reasonRecipient))
+	for _, r := range recipients {
+		v = v.StampRecipient(r, "scl", "-1")
+	}
+	return v.ForRecipients(recipients...)
+}
+
+func (f *Filter) bypassedSender(e *sdk.DataEvent) (entry string, ok bool) {
 	if entry, ok := f.senders.Match(e.Sender.Mailbox); ok {
 		return entry, true
 	}
@@ -71,62 +101,55 @@ func (f *Filter) split(all []sdk.EnvelopeRecipient) (bypassed, judged []sdk.Enve
 	return bypassed, judged
 }
 
-// rate looks for phrases. A good one outweighs a bad one.
-func (f *Filter) rate(ctx context.Context, e *sdk.DataEvent) rating {
-	text, note := messageText(ctx, e)
-	r := rating{scl: sclWanted}
+// rate looks for GTUBE, then for phrases. A good one outweighs a bad one.
+func (f *Filter) rate(ctx context.Context, e *sdk.DataEvent) (rating, error) {
+	text, note, err := messageText(ctx, e)
+	if err != nil {
+		return rating{}, err
+	}
+	r := rating{scl: sclWanted, found: note}
 	if note != "" {
-		r.tokens, r.data = append(r.tokens, "MIME:"+note), note
+		r.tokens = []string{"MIME:" + note}
 	}
-	if strings.Contains(text.raw, gtube) {
-		return rating{sclSpam, append(r.tokens, "GTUBE"), "GTUBE"}
+	if strings.Contains(text, gtube) {
+		return rating{sclSpam, append(r.tokens, "GTUBE"), "GTUBE"}, nil
 	}
-	if p := firstIn(text.folded, f.good); p != "" {
-		return rating{sclWanted, append(r.tokens, "CW:CustomList"), "good phrase " + strconv.Quote(p)}
+	if p := f.good.find(text); p != "" {
+		return rating{sclWanted, append(r.tokens, tokenPhrase), "good phrase " + strconv.Quote(p)}, nil
 	}
-	if p := firstIn(text.folded, f.bad); p != "" {
-		return rating{sclSpam, append(r.tokens, "CW:CustomList"), "bad phrase " + strconv.Quote(p)}
+	if p := f.bad.find(text); p != "" {
+		return rating{sclSpam, append(r.tokens, tokenPhrase), "bad phrase " + strconv.Quote(p)}, nil
 	}
-	return r
-}
-
-func firstIn(text string, phrases []string) string {
-	for _, p := range phrases {
-		if strings.Contains(text, p) {
-			return p
-		}
-	}
-	return ""
+	return r, nil
 }
 
 // act compares with the thresholds, the strictest first.
 func (f *Filter) act(r rating) sdk.Verdict {
 	data := strconv.Itoa(r.scl)
-	if r.data != "" {
-		data += ": " + r.data
+	if r.found != "" {
+		data += ": " + r.found
 	}
 	switch {
 	case reaches(r.scl, f.DeleteAt):
-		return sdk.Discard().Because("SclAtOrAboveDeleteThreshold", data)
+		return sdk.Discard().Because(reasonDelete, data)
 	case reaches(r.scl, f.RejectAt):
-		return sdk.Reject(550, "5.7.1", f.Response).Because("SclAtOrAboveRejectThreshold", data)
+		return sdk.Reject(550, "5.7.1", f.Response).Because(reasonReject, data)
 	case reaches(r.scl, f.QuarantineAt):
-		return sdk.Quarantine().Because("SclAtOrAboveQuarantineThreshold", data)
+		return sdk.Quarantine().Because(reasonQuarantine, data)
 	}
-	return sdk.Continue().Because("scl", data)
+	return sdk.Continue().Because(reasonBelow, data)
 }
 
 func reaches(scl, threshold int) bool { return threshold > 0 && scl >= threshold }
 
-// stamp leaves the SCL for later agents and the next hop.
-func (f *Filter) stamp(v sdk.Verdict, r rating) sdk.Verdict {
-	return f.headers(v, r).Stamp("scl", strconv.Itoa(r.scl))
-}
-
-func (f *Filter) headers(v sdk.Verdict, r rating) sdk.Verdict {
-	report := append([]string{"DV:" + version}, r.tokens...)
+// report adds the header fields that tell the next hop of the rating.
+func (f *Filter) report(e *sdk.DataEvent, v sdk.Verdict, r rating) sdk.Verdict {
+	tokens := append([]string{"DV:" + version}, r.tokens...)
+	if ip := e.Session.Client; ip.IsValid() && !ip.In(f.internal) {
+		tokens = append(tokens, "OrigIP:"+ip.String())
+	}
 	return v.Edit(
-		sdk.AddHeader("X-Postern-Antispam-Report", strings.Join(report, ";")),
-		sdk.AddHeader("X-Postern-SCL", fmt.Sprint(r.scl)),
+		sdk.AddHeader("X-Postern-Antispam-Report", strings.Join(tokens, ";")),
+		sdk.AddHeader("X-Postern-SCL", strconv.Itoa(r.scl)),
 	)
 }
