@@ -20,9 +20,10 @@ import (
 func (l *loader) checkHost(n *node) {
 	name := n.value("name")
 	if s := n.str("name"); !name.bad && !strings.Contains(s, ".") {
-		if name.set {
+		switch {
+		case name.set:
 			l.diags.warnf(name.at, "%q is not a fully qualified domain name; other servers may refuse it", s)
-		} else {
+		case !l.broken:
 			l.diags.warnf(n.at, "the system's name %q is not a fully qualified domain name; set name in host { }", s)
 		}
 	}

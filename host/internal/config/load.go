@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -49,6 +50,25 @@ func Load(path string, o Options) (*Config, *Diagnostics) {
 		l.read(name)
 	}
 	return l.load(), l.diags
+}
+
+// DataDir finds the data directory in a configuration that may have errors elsewhere, "" when it cannot be known: whoever
+// has mistyped something wants to look at the running host all the same. It asks no agent.
+func DataDir(path string) string {
+	l := newLoader(Options{})
+	names, err := configFiles(path)
+	if err != nil {
+		return ""
+	}
+	for _, name := range names {
+		l.read(name)
+	}
+	l.collectLocals()
+	l.root = l.decodeRoot()
+	if dir := l.root.one("host").value("data_dir"); dir.bad || l.broken && !dir.set {
+		return ""
+	}
+	return l.root.one("host").str("data_dir")
 }
 
 type loader struct {
@@ -162,7 +182,7 @@ func (l *loader) parse(name string, source []byte) {
 		return
 	}
 	parsed, found := hclsyntax.ParseConfig(source, name, hcl.InitialPos)
-	l.diags.addHCL(found)
+	l.diags.addHCL(openQuoteOnce(found))
 	l.broken = l.broken || found.HasErrors()
 	body, ok := parsed.Body.(*hclsyntax.Body)
 	if !ok {
@@ -170,6 +190,19 @@ func (l *loader) parse(name string, source []byte) {
 	}
 	l.diags.noteSecrets(body)
 	l.files = append(l.files, &file{name: name, dir: dir, body: body, functions: l.functions(dir)})
+}
+
+// openQuoteOnce leaves the first line of a quote that was never closed: the parser complains of each line behind it, too.
+func openQuoteOnce(found hcl.Diagnostics) hcl.Diagnostics {
+	seen := false
+	return slices.DeleteFunc(found, func(one *hcl.Diagnostic) bool {
+		if one.Summary != "Invalid multi-line string" {
+			return false
+		}
+		again := seen
+		seen = true
+		return again
+	})
 }
 
 // Bounds that keep the recursive parser and evaluator within their stack. People write a few levels and operators.

@@ -226,3 +226,33 @@ func TestTypesFromEnvironment(t *testing.T) {
 		t.Errorf("%+v %v", c, diags.Err())
 	}
 }
+
+// Whoever has mistyped something else still finds the running host.
+func TestDataDir(t *testing.T) {
+	for _, one := range []struct{ name, text, want string }{
+		{"no mistake", "host {\n  data_dir = \"d\"\n}\n", "d"},
+		{"not named", "host {\n  name = \"a.example.org\"\n}\n", "/var/lib/postern"},
+		{"a mistake beside it", "host {\n  data_dir = \"d\"\n  max_hops = \"many\"\n}\nnonsense {}\n", "d"},
+		{"a syntax error behind it", "host {\n  data_dir = \"d\"\n}\nlog {\n  level: \"info\"\n}\n", "d"},
+		{"a syntax error that may hide it", "host {\n", ""},
+		{"a mistake in it", "host {\n  data_dir = 7\n}\n", ""},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "config.hcl")
+			if err := os.WriteFile(path, []byte(one.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			want := one.want
+			if want == "d" {
+				want = filepath.Join(dir, "d")
+			}
+			if got := DataDir(path); got != want {
+				t.Errorf("%q, want %q", got, want)
+			}
+		})
+	}
+	if got := DataDir(filepath.Join(t.TempDir(), "none.hcl")); got != "" {
+		t.Errorf("%q of no file", got)
+	}
+}

@@ -133,7 +133,7 @@ func (c *converter) primitive(v cty.Value, want cty.Type, p place) (any, bool) {
 	if v.Type() != want {
 		converted, ok := fromText(v, want, p)
 		if !ok {
-			return c.fail(p, "%s needs %s, not %s%s", c.name, article(want), article(v.Type()), cure(v, want))
+			return c.fail(p, "%s needs %s, not %s%s", c.name, article(want), article(v.Type()), c.cure(v, want))
 		}
 		v = converted
 	}
@@ -167,13 +167,18 @@ func fromText(v cty.Value, want cty.Type, p place) (cty.Value, bool) {
 	return converted, err == nil
 }
 
-func cure(v cty.Value, want cty.Type) string {
+func (c *converter) cure(v cty.Value, want cty.Type) string {
 	switch {
 	case want == cty.String && v.Type() == cty.Number:
 		text, err := convert.Convert(v, cty.String)
-		if err == nil {
-			return fmt.Sprintf("; write %q", text.AsString())
+		if err != nil {
+			return ""
 		}
+		if c.option.format == formatDuration {
+			n := text.AsString()
+			return fmt.Sprintf("; write it with its unit: %q, %q, %q or %q", n+"s", n+"m", n+"h", n+"d")
+		}
+		return fmt.Sprintf("; write %q", text.AsString())
 	case (want == cty.Number || want == cty.Bool) && v.Type() == cty.String:
 		if _, err := convert.Convert(v, want); err == nil {
 			return "; leave out the quotes"
