@@ -60,6 +60,7 @@ type Host struct {
 // could not be started and why; nothing runs then.
 func Start(ctx context.Context, o Options) (*Host, error) {
 	h := &Host{Options: o, started: time.Now(), broken: make(chan error, 1)}
+	beBatchWork()
 	for _, step := range []struct {
 		what  string
 		build func(context.Context) error

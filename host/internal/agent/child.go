@@ -116,7 +116,7 @@ func (c *child) start() error {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := asBatch(c.cmd.Start)
+		err := c.cmd.Start()
 		if err == nil {
 			c.pid = c.cmd.Process.Pid
 		}
@@ -129,24 +129,6 @@ func (c *child) start() error {
 		return fmt.Errorf("starting %s: %w", c.cmd.Path, err)
 	}
 	return nil
-}
-
-// asBatch runs start so that the kernel counts the process it starts as batch work (SCHED_BATCH, sched(7)): an
-// event that arrives does not take the processor from whoever has it. While there is a processor to spare that
-// changes nothing. When there is none, it lets the host finish what it is at, and events gather into batches,
-// instead of two switches of process for each event. The thread is the caller's own.
-func asBatch(start func() error) error {
-	own, err := unix.SchedGetAttr(0, 0)
-	if err != nil || own.Policy != unix.SCHED_NORMAL { // somebody has decided otherwise for the host
-		return start()
-	}
-	batch := *own
-	batch.Policy = unix.SCHED_BATCH
-	if err := unix.SchedSetAttr(0, &batch, 0); err != nil { // forbidden in some containers; it is only speed
-		return start()
-	}
-	defer func() { _ = unix.SchedSetAttr(0, own, 0) }()
-	return start()
 }
 
 // reap waits for the end of the process and ends what it left in its group. The group is signalled before the
