@@ -7,7 +7,6 @@ import (
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
 	"github.com/posternmail/postern/host/internal/tracking"
-	"github.com/posternmail/postern/sdk/address"
 )
 
 // maxDepth of messages that agents made of messages that agents made. Exchange's
@@ -38,27 +37,8 @@ func (p *pass) spawned(s pipeline.Spawn) *queue.Item { return p.Spawned(p.item, 
 // Spawned is the item of a message that an agent made of parent. It is nil when no recipient is an address,
 // which the pipeline has checked.
 func (c *Categorizer) Spawned(parent *queue.Item, s pipeline.Spawn) *queue.Item {
-	sender, err := address.Parse(s.Sender)
-	if err != nil {
-		return nil
-	}
-	m := &envelope.Mail{
-		Sender: envelope.Sender{Address: sender},
-		Header: s.Header, OriginalHeader: s.Header,
-		Body: s.Body, OriginalBody: s.Body,
-		Traffic: envelope.Internal,
-	}
-	for _, text := range s.Recipients {
-		rcpt, err := address.Parse(text)
-		if err != nil || rcpt.IsNull() {
-			continue
-		}
-		m.AddRecipient(&envelope.Recipient{Address: rcpt})
-		if c.accepted.find(rcpt.Domain) == nil {
-			m.Traffic = envelope.Outbound
-		}
-	}
-	if len(m.Recipients) == 0 {
+	m := s.Mail(func(domain string) bool { return c.accepted.find(domain) != nil })
+	if m == nil {
 		return nil
 	}
 	now := c.now()

@@ -9,6 +9,7 @@ import (
 	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/tracking"
+	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -106,6 +107,32 @@ type Spawn struct {
 	Header     []byte         // header block without the empty line
 	Body       *envelope.Body // what follows it
 	Durable    bool
+}
+
+// Mail is the message that s makes; nil when nobody is to have it. accepts tells the domains that mail is taken for.
+func (s *Spawn) Mail(accepts func(domain string) bool) *envelope.Mail {
+	sender, err := address.Parse(s.Sender)
+	if err != nil {
+		return nil
+	}
+	m := &envelope.Mail{
+		Sender: envelope.Sender{Address: sender}, Traffic: envelope.Internal,
+		Header: s.Header, OriginalHeader: s.Header, Body: s.Body, OriginalBody: s.Body,
+	}
+	for _, text := range s.Recipients {
+		rcpt, err := address.Parse(text)
+		if err != nil || rcpt.IsNull() {
+			continue
+		}
+		m.AddRecipient(&envelope.Recipient{Address: rcpt})
+		if !accepts(rcpt.Domain) {
+			m.Traffic = envelope.Outbound
+		}
+	}
+	if len(m.Recipients) == 0 {
+		return nil
+	}
+	return m
 }
 
 // Copy of a message to be kept in quarantine beside its delivery.

@@ -9,7 +9,6 @@ import (
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
 	"github.com/posternmail/postern/host/internal/tracking"
-	"github.com/posternmail/postern/sdk/address"
 )
 
 // builder makes the items of one message.
@@ -182,7 +181,7 @@ func (b *builder) park() {
 // spawns are messages that agents made.
 func (b *builder) spawns() {
 	for _, sp := range b.v.spawns {
-		m := b.s.spawned(sp)
+		m := sp.Mail(b.s.accepts)
 		if m == nil {
 			continue
 		}
@@ -196,32 +195,6 @@ func (b *builder) spawns() {
 		b.items = append(b.items, &item)
 		b.record(tracking.Spawn, m, fate{agent: sp.Agent, reason: sp.Cause})
 	}
-}
-
-// spawned is the mail of a spawn; nil when nobody is to have it.
-func (s *Session) spawned(sp pipeline.Spawn) *envelope.Mail {
-	sender, err := address.Parse(sp.Sender)
-	if err != nil {
-		return nil
-	}
-	m := &envelope.Mail{
-		Sender: envelope.Sender{Address: sender}, Traffic: envelope.Internal,
-		Header: sp.Header, OriginalHeader: sp.Header, Body: sp.Body, OriginalBody: sp.Body,
-	}
-	for _, text := range sp.Recipients {
-		rcpt, err := address.Parse(text)
-		if err != nil || rcpt.IsNull() {
-			continue
-		}
-		m.AddRecipient(&envelope.Recipient{Address: rcpt})
-		if !s.accepts(rcpt.Domain) {
-			m.Traffic = envelope.Outbound
-		}
-	}
-	if len(m.Recipients) == 0 {
-		return nil
-	}
-	return m
 }
 
 // discarded recipients of OnMail and OnRcpt are in the ledger like all others.
