@@ -61,6 +61,7 @@ type Host struct {
 func Start(ctx context.Context, o Options) (*Host, error) {
 	h := &Host{Options: o, started: time.Now(), broken: make(chan error, 1)}
 	beBatchWork()
+	collectLess()
 	for _, step := range []struct {
 		what  string
 		build func(context.Context) error
