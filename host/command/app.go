@@ -36,6 +36,7 @@ type app struct {
 	config  string // --config
 	socket  string // --socket
 	json    bool   // --json
+	dir     string // data directory, once it was looked for
 	running *admin.Client
 }
 

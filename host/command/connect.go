@@ -17,26 +17,40 @@ func (a *app) client() (*admin.Client, error) {
 	}
 	path := a.socket
 	if path == "" {
-		c, err := a.load()
+		dir, err := a.dataDir()
 		if err != nil {
 			return nil, &hinted{err, "A host that is running can be reached all the same: --socket DATA_DIR/control.sock"}
 		}
-		path = admin.SocketPath(c.Host.DataDir)
+		path = admin.SocketPath(dir)
 	}
 	a.running = admin.NewClient(path)
 	return a.running, nil
 }
 
-// load reads the configuration without asking any agent about its block: enough for all commands but check,
-// pipeline and replay.
-func (a *app) load() (*config.Config, error) {
-	c, found := config.Load(a.config, config.Options{})
-	if found.Errors() {
-		found.Print(a.stderr, a.width, a.color)
-		count, _ := found.Count()
-		return nil, fmt.Errorf("%s: %s", a.config, plural(count, "error"))
+// dataDir is that of the configuration. Mistakes elsewhere in it do not keep an operator from the host that runs: the
+// file may have been changed since, or an agent's program be gone.
+func (a *app) dataDir() (string, error) {
+	if a.dir != "" {
+		return a.dir, nil
 	}
-	return c, nil
+	c, found := config.Load(a.config, config.Options{})
+	if !found.Errors() {
+		a.dir = c.Host.DataDir
+		return a.dir, nil
+	}
+	if a.dir = config.DataDir(a.config); a.dir == "" {
+		return "", a.told(found)
+	}
+	count, _ := found.Count()
+	a.note("%s: %s (see postern check); looking for the host in %s all the same", printable(a.config), plural(count, "error"), printable(a.dir))
+	return a.dir, nil
+}
+
+// told prints what was found and returns the error that is left to say.
+func (a *app) told(found *config.Diagnostics) error {
+	found.Print(a.stderr, a.width, a.color)
+	count, _ := found.Count()
+	return fmt.Errorf("%s: %s", a.config, plural(count, "error"))
 }
 
 // get asks the running host.
@@ -45,7 +59,7 @@ func (a *app) get(ctx context.Context, path string, query url.Values, answer any
 	if err != nil {
 		return err
 	}
-	return explained(c.Get(ctx, path, query, answer))
+	return a.explained(c.Get(ctx, path, query, answer))
 }
 
 // post has the running host do something.
@@ -54,12 +68,16 @@ func (a *app) post(ctx context.Context, path string, body, answer any) error {
 	if err != nil {
 		return err
 	}
-	return explained(c.Post(ctx, path, body, answer))
+	return a.explained(c.Post(ctx, path, body, answer))
 }
 
-func explained(err error) error {
+func (a *app) explained(err error) error {
 	if errors.Is(err, admin.ErrNotRunning) {
-		return &hinted{err, "Start it with: postern serve --config FILE"}
+		file := a.config
+		if a.socket != "" {
+			file = "FILE"
+		}
+		return &hinted{err, "Start it with: postern serve --config " + printable(file)}
 	}
 	return err
 }

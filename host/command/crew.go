@@ -46,9 +46,7 @@ func (a *app) loadOrExplain(ctx context.Context) (*config.Config, error) {
 		return nil, err
 	}
 	if found.Errors() {
-		found.Print(a.stderr, a.width, a.color)
-		count, _ := found.Count()
-		return nil, fmt.Errorf("%s: %s", a.config, plural(count, "error"))
+		return nil, a.told(found)
 	}
 	return c, nil
 }

@@ -117,7 +117,7 @@ func (a *app) raw(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return explained(c.Raw(ctx, "/v1/queue/"+url.PathEscape(id)+"/raw", a.stdout))
+	return a.explained(c.Raw(ctx, "/v1/queue/"+url.PathEscape(id)+"/raw", a.stdout))
 }
 
 func (a *app) printItem(i *admin.Item) {

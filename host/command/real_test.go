@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -350,4 +351,26 @@ func TestAgentNew(t *testing.T) {
 	if r := run(t, "", "agent", "new", "Tagger"); r.exit != 1 || !strings.Contains(r.stderr, "an agent's name") {
 		t.Errorf("%+v", r)
 	}
+}
+
+// What an operator does by habit or by mistake leaves the host running and within reach.
+func TestHangupAndABrokenConfiguration(t *testing.T) {
+	h := startReal(t)
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	h.want([]string{"status"}, "edge.example.org")
+
+	text, err := os.ReadFile(h.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(h.config, append(text, "nonsense {}\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := h.run("status")
+	if r.exit != 0 || !strings.Contains(r.stdout, "edge.example.org") || !strings.Contains(r.stderr, "1 error (see postern check)") {
+		t.Errorf("%+v", r)
+	}
+	h.want([]string{"track", "--limit", "1"})
 }

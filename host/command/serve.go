@@ -1,10 +1,14 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
+	"sync"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -15,6 +19,8 @@ import (
 func serveCommand(a *app) *command {
 	return &command{
 		name: "serve", short: "Run the host until it is told to stop (SIGTERM, Ctrl-C).", file: true,
+		long: "The configuration is read once, at the start. Certificates and the files of users, directories and lists are read\n" +
+			"again when they change. The log goes to standard error.",
 		run: func(ctx context.Context, _ []string) error {
 			c, found, err := a.loadWithAgents(ctx)
 			if err != nil {
@@ -34,13 +40,41 @@ func (a *app) serve(ctx context.Context, c *config.Config) error {
 	logger := hclog.New(&hclog.LoggerOptions{
 		Name: "postern", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: a.stderr, TimeFormat: "2006-01-02T15:04:05.000Z0700",
 	})
+	ctx, quit := a.onHangup(ctx, logger)
+	defer quit()
 	h, err := host.Start(ctx, host.Options{Config: c, Path: a.config, Version: a.version, Logger: logger})
 	if err != nil {
 		return err
 	}
-	defer h.Stop()
+	defer func() {
+		h.Stop()
+		logger.Info("host has stopped")
+	}()
 	a.printListening(c)
-	return h.Wait(ctx)
+	err = h.Wait(ctx)
+	logger.Info("host is stopping", "why", cmp.Or(err, context.Cause(ctx)), "grace", c.Host.ShutdownGrace.String())
+	return err
+}
+
+// onHangup decides what SIGHUP means: the end, when it is the terminal that has gone. An operator who sends it wants the
+// configuration read again, which takes a restart, and must not be left without a host.
+func (a *app) onHangup(ctx context.Context, logger hclog.Logger) (context.Context, func()) {
+	if a.terminal {
+		return signal.NotifyContext(ctx, syscall.SIGHUP)
+	}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	var listening sync.WaitGroup
+	listening.Go(func() {
+		for range hangups {
+			logger.Warn("SIGHUP: the configuration is read at the start only; restart the host to apply it")
+		}
+	})
+	return ctx, func() {
+		signal.Stop(hangups)
+		close(hangups)
+		listening.Wait()
+	}
 }
 
 // printListening tells a person at a terminal what runs now and what to try.

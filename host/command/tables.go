@@ -133,7 +133,7 @@ func tableDeleteCommand(a *app) *command {
 				return err
 			}
 			var row admin.Row
-			err = explained(c.Delete(ctx, tablePath(args[0])+"/row", url.Values{"key": {args[1]}}, &row))
+			err = a.explained(c.Delete(ctx, tablePath(args[0])+"/row", url.Values{"key": {args[1]}}, &row))
 			if err != nil {
 				return err
 			}

@@ -135,12 +135,12 @@ func (a *app) ledger() (tracking.Folder, error) {
 	if a.socket != "" {
 		return "", fmt.Errorf("%w: nobody answers at %s", admin.ErrNotRunning, a.socket)
 	}
-	c, err := a.load()
+	dir, err := a.dataDir()
 	if err != nil {
 		return "", err
 	}
-	a.note("no host is running: reading the ledger in %s", printable(c.Host.DataDir))
-	return tracking.Folder(tracking.Dir(c.Host.DataDir)), nil
+	a.note("no host is running: reading the ledger in %s", printable(dir))
+	return tracking.Folder(tracking.Dir(dir)), nil
 }
 
 func trackRow(r *tracking.Record) []string {
@@ -199,7 +199,7 @@ func (a *app) follow(ctx context.Context, q tracking.Query) error {
 		a.printf("%s\n", strings.Join(row, "  "))
 		return nil
 	})
-	return explained(err)
+	return a.explained(err)
 }
 
 func whyCommand(a *app) *command {

@@ -51,7 +51,7 @@ func (a *app) verify(ctx context.Context, r admin.VerifyRequest) error {
 		return nil
 	})
 	if err != nil {
-		return explained(err)
+		return a.explained(err)
 	}
 	if !ok {
 		return errSilent
