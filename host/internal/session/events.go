@@ -94,7 +94,7 @@ func (s *Session) Refuse(c *wire.Command, a *wire.Answer) {
 	s.env.Rejects++
 	a.Reply.Text += " [" + s.id() + "]"
 	command := s.refusedCommand(c)
-	s.recordReject(command, a.Reply, blame, steps)
+	s.recordReject(c, a.Reply, blame, steps)
 	s.tellReject(command, c, a.Reply, blame)
 	if s.tx != nil && s.tx.unborn {
 		s.Reset()
@@ -146,9 +146,9 @@ func (s *Session) refusedCommand(c *wire.Command) string {
 	return c.Verb
 }
 
-func (s *Session) recordReject(command string, reply envelope.Reply, by *pipeline.Verdict, steps []tracking.Verdict) {
+func (s *Session) recordReject(c *wire.Command, reply envelope.Reply, by *pipeline.Verdict, steps []tracking.Verdict) {
 	r := &tracking.Record{
-		Event: tracking.Reject, Command: command, Reply: reply.String(),
+		Event: tracking.Reject, Command: s.refusedCommand(c), Reply: reply.String(),
 		Agent: by.Agent, Version: by.Version, Reason: by.Reason, Verdicts: s.worth(steps),
 	}
 	if by.Agent != "" {
@@ -159,6 +159,9 @@ func (s *Session) recordReject(command string, reply envelope.Reply, by *pipelin
 		if s.tx.received {
 			r.Verdicts = s.worth(s.tx.steps)
 		}
+	}
+	if c.Verb == "RCPT" && !c.Path.IsNull() { // whom it was about, not those who were accepted before
+		r.Recipients = []tracking.Recipient{{Address: c.Path.String(), Status: "rejected"}}
 	}
 	r.FillSession(&s.env)
 	s.deps.Ledger.Write(r)

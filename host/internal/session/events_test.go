@@ -154,6 +154,9 @@ func TestRefusalAtEachEvent(t *testing.T) {
 			if len(r.Verdicts) == 0 || r.Verdicts[0].Verdict != "reject" {
 				t.Errorf("ledger: verdicts %+v", r.Verdicts)
 			}
+			if test.command == "RCPT" && (len(r.Recipients) != 1 || r.Recipients[0].Status != "rejected") {
+				t.Errorf("ledger: recipients %+v", r.Recipients)
+			}
 			told := eventually(t, a, onReject, 1)[0].Arguments.GetReject()
 			if told.Agent != "mock" || told.AgentVersion != "1.2.3" || told.Event != test.kind || told.Command != test.command || told.Reply.Code != 557 {
 				t.Errorf("OnReject: %v", told)
