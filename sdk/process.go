@@ -99,7 +99,7 @@ func (p *process) serve(handshake *os.File) error {
 	if _, err := fmt.Fprintln(handshake, line); err != nil {
 		return fmt.Errorf("cannot tell the host where to connect: %w", err)
 	}
-	return p.server.Serve(listener)
+	return p.server.Serve(quiet(listener))
 }
 
 func checkProtocol(offered string) error {
