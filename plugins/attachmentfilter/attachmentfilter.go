@@ -1,0 +1,132 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/mime"
+)
+
+// Filter judges the files of a message at the end of data.
+type Filter struct {
+	Config
+	rules []*rule // the first that matches a file decides
+}
+
+// Reasons in the ledger.
+const (
+	reasonName      = "AttachmentName"
+	reasonType      = "AttachmentType"
+	reasonContent   = "AttachmentContent"
+	reasonEncrypted = "ArchiveEncrypted"
+	reasonBroken    = "ArchiveBroken"
+	reasonLimit     = "OverLimit"
+)
+
+// stampEncrypted tells later agents which archives could not be looked into.
+const stampEncrypted = "encrypted"
+
+// finding is a file that something is to be done about.
+type finding struct {
+	part     *mime.Part // that holds it; nil: the message as a whole
+	file     string     // "invoice.zip/invoice.exe"
+	reason   string
+	detail   string // what matched
+	action   string
+	response string
+}
+
+// actions, the strictest first: one message has one fate.
+var actions = [...]string{"silent_delete", "reject", "quarantine", "strip", "allow"}
+
+func strictness(action string) int { return slices.Index(actions[:], action) }
+
+// OnEndOfData looks at all files and acts on the strictest finding.
+func (f *Filter) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict {
+	s := f.newScan(ctx, e.Body().Size())
+	err := s.message(e.Headers.Block(), e.Body())
+	switch {
+	case ctx.Err() != nil:
+		return sdk.Undetermined("Timeout", ctx.Err())
+	case errors.Is(err, errLimit):
+		s.add(finding{reason: reasonLimit, detail: err.Error(), action: f.OverLimit, response: f.Response})
+	case err != nil:
+		return sdk.Undetermined("NotRead", err)
+	}
+	return f.act(e, s)
+}
+
+// act on what was found.
+func (f *Filter) act(e *sdk.DataEvent, s *scan) sdk.Verdict {
+	v := sdk.Continue()
+	if len(s.findings) > 0 {
+		worst := slices.MinFunc(s.findings, func(a, b finding) int { return cmp.Compare(strictness(a.action), strictness(b.action)) })
+		v = f.verdict(e, s, worst).Because(worst.reason, worst.data())
+	}
+	if len(s.encrypted) > 0 {
+		v = v.Stamp(stampEncrypted, clip(strings.Join(s.encrypted, ", ")))
+	}
+	return v
+}
+
+func (f *Filter) verdict(e *sdk.DataEvent, s *scan, worst finding) sdk.Verdict {
+	switch worst.action {
+	case "silent_delete":
+		return sdk.Discard().Count("deleted", 1)
+	case "reject":
+		return sdk.Reject(550, "5.7.1", worst.response).Count("rejected", 1)
+	case "quarantine":
+		return sdk.Quarantine().Count("quarantined", 1)
+	case "strip":
+		return f.strip(e, s)
+	}
+	return sdk.Continue()
+}
+
+// strip replaces the parts that hold something unwanted by a notice each. The message keeps its structure.
+func (f *Filter) strip(e *sdk.DataEvent, s *scan) sdk.Verdict {
+	patch := e.Patch()
+	done := map[*mime.Part]bool{}
+	for _, found := range s.findings {
+		if found.action != "strip" || found.part == nil || done[found.part] {
+			continue
+		}
+		done[found.part] = true
+		notice := strings.NewReplacer("{name}", found.file, "{reason}", found.why()).Replace(f.Notice)
+		patch.ReplacePart(found.part, mime.Text(strings.ToValidUTF8(notice, "?")+"\n"))
+	}
+	return sdk.Continue().Edit(patch).Count("stripped", len(done))
+}
+
+// data for the ledger.
+func (x *finding) data() string {
+	if x.file == "" {
+		return clip(x.detail)
+	}
+	return clip(x.file + " (" + x.detail + ")")
+}
+
+// why for the people who read the notice.
+func (x *finding) why() string {
+	switch x.reason {
+	case reasonEncrypted:
+		return "it is encrypted and cannot be checked"
+	case reasonBroken:
+		return "it cannot be read and so not be checked"
+	}
+	return "files of this kind are not allowed here (" + x.detail + ")"
+}
+
+// maxData is how much of names from mail goes into stamps and the ledger, in octets.
+const maxData = 300
+
+func clip(s string) string {
+	if len(s) > maxData {
+		s = s[:maxData] + "..."
+	}
+	return strings.ToValidUTF8(s, "?")
+}
