@@ -302,7 +302,7 @@ func tidy(text []byte) []byte {
 	if at := bytes.LastIndex(text, []byte("\r\n")); at >= 0 && at+2 < len(text) {
 		if rest := text[at+2:]; bytes.IndexByte(rest, '\r') < 0 {
 			first := bytes.Index(text, []byte("\r\n"))
-			if bytes.IndexAny(text[:first], "\r\n") < 0 {
+			if !bytes.ContainsAny(text[:first], "\r\n") {
 				return append(append(bytes.Clone(text[:first]), "\r\n"...), rest...)
 			}
 		}

@@ -125,7 +125,7 @@ func (v *Verifier) check(tags Tags) error {
 		return errors.New("unknown query method")
 	}
 	if !containsFold(tags.List("h"), "from") {
-		return errors.New("From is not signed")
+		return errors.New("the From field is not signed")
 	}
 	if i := tags.identityDomain(); i != "" && !within(i, tags.Compact("d")) {
 		return errors.New("i= is not of the domain d=")
