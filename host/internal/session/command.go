@@ -33,6 +33,7 @@ var verbs = map[string]verb{
 
 // Command implements wire.Judge.
 func (s *Session) Command(c *wire.Command) (a wire.Answer, pass bool) {
+	s.joinDraft()
 	s.env.Commands++
 	s.blame, s.blameSteps = nil, nil
 	v, known := verbs[c.Verb]
@@ -53,6 +54,17 @@ func (s *Session) Command(c *wire.Command) (a wire.Answer, pass bool) {
 		return wire.Answer{Reply: helloFirst}, false
 	}
 	return v.handle(s, c)
+}
+
+// joinDraft waits for the agents that look at a header still: between chunks of BDAT commands come in meanwhile, and
+// agents are asked of one thing after another, about a session that does not change under them.
+func (s *Session) joinDraft() {
+	if s.tx == nil || s.tx.draft == nil || s.tx.draft.judging == nil {
+		return
+	}
+	over := s.w.Waiting()
+	s.tx.draft.join()
+	over()
 }
 
 // disconnect is what an agent asked for that was only told something.
