@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -115,11 +116,53 @@ func (r *Resolver) TXT(ctx context.Context, name string) ([]string, error) {
 	var out []string
 	for _, rr := range rrs {
 		if t, ok := rr.(*dns.TXT); ok {
-			out = append(out, strings.Join(t.Txt, ""))
+			out = append(out, octets(strings.Join(t.Txt, "")))
 		}
 	}
 	return out, err
 }
+
+// octets of a text, which the DNS library holds with escapes: \" and \195.
+func octets(text string) string {
+	if !strings.Contains(text, `\`) {
+		return text
+	}
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] != '\\' || i+1 == len(text) {
+			b.WriteByte(text[i])
+			continue
+		}
+		i++
+		if i+3 <= len(text) {
+			if n, err := strconv.ParseUint(text[i:i+3], 10, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String()
+}
+
+// escaped is a name as the DNS library writes it: so that it is found again in the answer.
+func escaped(name string) string {
+	if !strings.ContainsAny(name, special) {
+		return name
+	}
+	var b strings.Builder
+	for i := range len(name) {
+		if strings.IndexByte(special, name[i]) >= 0 && (i == 0 || name[i-1] != '\\') {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(name[i])
+	}
+	return b.String()
+}
+
+// special characters of a name.
+const special = " '@;()\""
 
 // MX asks for the mail exchangers of name, in the order of their preference.
 func (r *Resolver) MX(ctx context.Context, name string) ([]net.MX, error) {
@@ -152,7 +195,7 @@ func (r *Resolver) PTR(ctx context.Context, ip netip.Addr) ([]string, error) {
 
 // ask answers from the cache, joins a question that is under way, or asks the servers.
 func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) ([]dns.RR, error) {
-	q := question{strings.ToLower(dns.Fqdn(name)), qtype}
+	q := question{strings.ToLower(dns.Fqdn(escaped(name))), qtype}
 	r.mu.Lock()
 	e := r.cache[q]
 	if e != nil && expired(e) {
