@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"hash/fnv"
+	"io"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/idna"
+	"golang.org/x/net/publicsuffix"
+
+	"github.com/posternmail/postern/sdk/dkim"
+)
+
+// dmarcResult is the judgement on the domain of From (RFC 7489).
+type dmarcResult struct {
+	result string
+	reason string
+	domain string // of From, lower case, A-labels
+	policy string // "none", "quarantine" or "reject": what applies to this message; empty without a record
+	spf    bool   // SPF is aligned and passed
+	dkim   bool
+}
+
+// dmarcRecord is a policy record (RFC 7489 section 6.3).
+type dmarcRecord struct {
+	policy     string
+	subdomains string
+	strictDKIM bool
+	strictSPF  bool
+	percent    int
+}
+
+// organizational domain: one label below the public suffix (RFC 7489 section 3.2).
+func organizational(domain string) string {
+	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
+		return org
+	}
+	return domain
+}
+
+// aligned identifiers (RFC 7489 section 3.1).
+func aligned(domain, from string, strict bool) bool {
+	if domain == from {
+		return true
+	}
+	return !strict && domain != "" && organizational(domain) == organizational(from)
+}
+
+// asciiDomain writes a domain in A-labels.
+func asciiDomain(domain string) string {
+	if ascii, err := idna.Lookup.ToASCII(domain); err == nil {
+		return ascii
+	}
+	return strings.ToLower(domain)
+}
+
+// fromDomain is the one domain of From; an error if there is none or more than one.
+func fromDomain(fields []string) (string, error) {
+	domain := ""
+	if len(fields) > 1 {
+		return "", errors.New("several From fields") // RFC 5322 section 3.6
+	}
+	for _, raw := range fields {
+		for _, m := range addressesOf(raw) {
+			d := asciiDomain(m.Domain)
+			if domain != "" && d != domain {
+				return "", errors.New("several domains in From")
+			}
+			domain = d
+		}
+	}
+	if domain == "" {
+		return "", errors.New("no domain in From")
+	}
+	return domain, nil
+}
+
+// checkDMARC of a message; id decides whether it is among the percentage that a policy is for.
+func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult, signatures []dkim.Verification, id string) dmarcResult {
+	domain, err := fromDomain(fromFields)
+	if err != nil {
+		return dmarcResult{result: resultPermError, reason: err.Error()}
+	}
+	out := dmarcResult{domain: domain, result: resultNone}
+	record, below, err := a.policy(ctx, domain)
+	switch {
+	case err != nil:
+		out.result, out.reason = resultTempError, "DNS lookup failed"
+		return out
+	case record == nil:
+		return out
+	}
+	out.policy = record.apply(below, id)
+	out.spf = s.result == resultPass && aligned(asciiDomain(s.domain), domain, record.strictSPF)
+	temporary := s.result == resultTempError && aligned(asciiDomain(s.domain), domain, record.strictSPF)
+	for _, v := range signatures {
+		if aligned(asciiDomain(v.Domain), domain, record.strictDKIM) {
+			out.dkim = out.dkim || v.Result == dkim.Pass
+			temporary = temporary || v.Result == dkim.TempError
+		}
+	}
+	switch {
+	case out.spf || out.dkim:
+		out.result = resultPass
+	case temporary:
+		out.result, out.reason = resultTempError, "DNS lookup failed"
+	default:
+		out.result = resultFail
+	}
+	return out
+}
+
+// policy record of a domain or of its organizational domain (RFC 7489 section 6.6.3); below: of the latter.
+func (a *Auth) policy(ctx context.Context, domain string) (record *dmarcRecord, below bool, err error) {
+	for _, name := range []string{domain, organizational(domain)} {
+		texts, err := a.resolver.TXT(ctx, "_dmarc."+name)
+		if err != nil {
+			return nil, false, err
+		}
+		switch records := recordsOf(texts); len(records) {
+		case 0:
+			continue
+		case 1:
+			return records[0], name != domain, nil
+		}
+		return nil, false, nil // several are none (step 5)
+	}
+	return nil, false, nil
+}
+
+// recordsOf DMARC among texts.
+func recordsOf(texts []string) []*dmarcRecord {
+	var all []*dmarcRecord
+	for _, text := range texts {
+		if r := parseDMARC(text); r != nil {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// parseDMARC answers with nil for a text that is no record.
+func parseDMARC(text string) *dmarcRecord {
+	version, rest, _ := strings.Cut(text, ";")
+	if name, value, _ := strings.Cut(version, "="); strings.TrimSpace(name) != "v" || strings.TrimSpace(value) != "DMARC1" {
+		return nil
+	}
+	tags := map[string]string{}
+	for spec := range strings.SplitSeq(rest, ";") {
+		name, value, _ := strings.Cut(spec, "=")
+		tags[strings.ToLower(strings.TrimSpace(name))] = strings.ToLower(strings.TrimSpace(value))
+	}
+	r := &dmarcRecord{policy: tags["p"], subdomains: tags["sp"], strictDKIM: tags["adkim"] == "s", strictSPF: tags["aspf"] == "s", percent: 100}
+	if !isPolicy(r.policy) {
+		if tags["rua"] == "" {
+			return nil
+		}
+		r.policy = resultNone // RFC 7489 section 6.6.3 step 6
+	}
+	if !isPolicy(r.subdomains) {
+		r.subdomains = r.policy
+	}
+	if n, err := strconv.Atoi(tags["pct"]); err == nil && n >= 0 && n < 100 {
+		r.percent = n
+	}
+	return r
+}
+
+func isPolicy(p string) bool { return p == "none" || p == "quarantine" || p == "reject" }
+
+// apply to a message: those outside of the percentage get the next milder policy (RFC 7489 section 6.6.4).
+func (r *dmarcRecord) apply(below bool, id string) string {
+	p := r.policy
+	if below {
+		p = r.subdomains
+	}
+	if r.percent == 100 || sample(id) < r.percent {
+		return p
+	}
+	if p == "reject" {
+		return "quarantine"
+	}
+	return "none"
+}
+
+// sample of a message: 0 to 99, the same at each attempt.
+func sample(id string) int {
+	h := fnv.New32a()
+	io.WriteString(h, id)
+	return int(h.Sum32() % 100)
+}
