@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -51,7 +52,7 @@ type Host struct {
 	delivery    *delivery.Delivery
 	categorizer *categorizer.Categorizer
 	transport   *transport
-	connectors  []*connector.Connector
+	connectors  atomic.Pointer[[]*connector.Connector] // nil at first: the control socket is there before them
 	metrics     *admin.Metrics
 	closers     []func(context.Context) // in the order of building
 }
@@ -264,6 +265,7 @@ func (h *Host) listen(context.Context) error {
 		Pipeline: h.pipeline, Store: h.queue, Ledger: h.counted(), Config: h.Config,
 		Authenticate: authenticate, Logger: h.Logger.Named("smtp"),
 	}
+	var list []*connector.Connector
 	for i := range h.Config.ReceiveConnectors {
 		spec := h.Config.ReceiveConnectors[i]
 		c, err := connector.New(connector.Options{
@@ -275,9 +277,10 @@ func (h *Host) listen(context.Context) error {
 		if err := c.Listen(); err != nil {
 			return err
 		}
-		h.connectors = append(h.connectors, c)
+		list = append(list, c)
 	}
-	for _, c := range h.connectors {
+	h.connectors.Store(&list)
+	for _, c := range list {
 		go func() {
 			if err := c.Serve(); err != nil {
 				h.broken <- fmt.Errorf("receive connector: %w", err)
@@ -285,7 +288,7 @@ func (h *Host) listen(context.Context) error {
 		}()
 	}
 	h.onStop(func(ctx context.Context) {
-		for _, c := range h.connectors {
+		for _, c := range list {
 			if err := c.Shutdown(ctx); err != nil {
 				h.Logger.Warn("sessions were cut off at the end of the grace period", "error", err)
 			}

@@ -36,7 +36,11 @@ func (h *Host) adminDeps() admin.Deps {
 
 // listeners lists every address that mail is taken on.
 func (h *Host) listeners() (out []admin.Listener) {
-	for i, c := range h.connectors {
+	list := h.connectors.Load()
+	if list == nil {
+		return nil
+	}
+	for i, c := range *list {
 		spec, stats := h.Config.ReceiveConnectors[i], c.Stats()
 		for _, addr := range c.Addrs() {
 			out = append(out, admin.Listener{
