@@ -76,7 +76,12 @@ func agentNewCommand(a *app) *command {
 			if err := scaffold.New(dir, name, module, source); err != nil {
 				return err
 			}
-			a.printf("made %s. Try it:\n  cd %s && go test ./... && go build -o %s .\n", printable(name), printable(dir), printable(name))
+			fetch := ""
+			if source == "" {
+				a.note("Postern's source is neither above this command nor above this folder: the SDK comes from the network, or use --sdk FOLDER")
+				fetch = "go mod tidy && "
+			}
+			a.printf("made %s. Try it:\n  cd %s && %sgo test ./... && go build -o %s .\n", printable(name), printable(dir), fetch, printable(name))
 			a.printf("and let the host run it:\n  agent %q {\n    priority = 50\n    command  = [%q]\n  }\n", name, filepath.Join(absolute(dir), name))
 			return nil
 		},

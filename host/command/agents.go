@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -97,9 +98,27 @@ func (a *app) printStderr(instances []admin.Instance) {
 		}
 		a.printf("\nlast lines of instance %d:\n", i.Number)
 		for _, line := range i.Stderr {
-			a.printf("  %s\n", printable(line))
+			a.printf("  %s\n", printable(readable(line)))
 		}
 	}
+}
+
+// readable writes a line of hclog's JSON as people read it: time, level, text, and the rest by name. Other lines stay.
+func readable(line string) string {
+	var fields map[string]any
+	if json.Unmarshal([]byte(line), &fields) != nil || fields["@message"] == nil {
+		return line
+	}
+	text := fmt.Sprint(fields["@message"])
+	if at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(fields["@timestamp"])); err == nil {
+		text = fmt.Sprintf("%s [%v] %s", stamp(at), fields["@level"], text)
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if !strings.HasPrefix(name, "@") {
+			text += fmt.Sprintf(" %s=%v", name, fields[name])
+		}
+	}
+	return text
 }
 
 func counts(verdicts map[string]uint64) string {

@@ -96,7 +96,7 @@ func (a *app) main(ctx context.Context, root *command, args []string) int {
 		fmt.Fprintf(a.stderr, "Help: %s --help\n", wrong.path)
 		return exitMisuse
 	}
-	a.note("%s", printable(err.Error()))
+	a.note("%s", printableText(err.Error()))
 	if hint := hintOf(err); hint != "" {
 		fmt.Fprintln(a.stderr, printable(hint))
 	}

@@ -115,11 +115,11 @@ func TestGolden(t *testing.T) {
 		"quarantine": {"quarantine list", "quarantine show 06azv5q8e0aaaaae.1-x", "quarantine release 06azv5q8e0aaaaae.1-x",
 			"quarantine release 06azv5q8e0aaaaaa.1", "quarantine delete 06azv5q8e0aaaaae.1 --json", "quarantine list", "quarantine release"},
 		"track": {"track", "track --event reject", "track --recipient bob@example.org --limit 1", "track --sender <> --json",
-			"track --agent connfilter", "track --from 2031-05-06T12:00:00.1Z", "track --from tomorrow", "track --sender nobody@a.example"},
+			"track --agent connfilter", "track --from 2031-05-06T12:00:00.1Z", "track --from tomorrow", "track --event rejcet", "track --sender nobody@a.example"},
 		"why": {"why " + message, "why " + session, "why [" + session + ".2]", "why <m1@a.example>", "why 06azv5q8e0cccccc", "why " + session + ".2 --json"},
 		"table": {"table list", "table list greylist --limit 2", "table list greylist --prefix 192.0.2.4", "table list nothing",
 			"table get ip-block 198.51.100.77", "table set ip-block 203.0.113.0/24 --ttl 30d", "table get ip-block 203.0.113.5 --json",
-			"table set ip-block x {", "table set recipients a@b.example", "table delete ip-block 203.0.113.0/24", "table delete ip-block 203.0.113.0/24",
+			"table set ip-block x {", "table set ip-block 192.0.2.1.4", "table set recipients a@b.example", "table delete ip-block 203.0.113.0/24", "table delete ip-block 203.0.113.0/24",
 			"table import ip-block testdata/block.txt", "table import ip-block testdata/block.csv --ttl 1d", "table import ip-block testdata/block.jsonl --json",
 			"table list ip-block", "table import ip-block testdata/none.csv"},
 		"config": {"config show", "config show --json"},
@@ -233,6 +233,18 @@ func TestPrintable(t *testing.T) {
 	} {
 		if got := printable(in); got != want {
 			t.Errorf("%q is shown as %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestReadable(t *testing.T) {
+	for in, want := range map[string]string{
+		"panic: no": "panic: no",
+		`{"a":1}`:   `{"a":1}`,
+		`{"@level":"warn","@message":"odd","@timestamp":"2031-05-06T12:00:00.123Z","session":"s1","n":2}`: "2031-05-06 12:00:00Z [warn] odd n=2 session=s1",
+	} {
+		if got := readable(in); got != want {
+			t.Errorf("%s is shown as %q, want %q", in, got, want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +34,7 @@ func trackCommand(a *app) *command {
 			"ADDRESS is a mailbox, or a domain; <> is the null sender.",
 		flags: o.flags,
 		run: func(ctx context.Context, _ []string) error {
-			if err := o.times(a.now()); err != nil {
+			if err := cmp.Or(o.times(a.now()), o.knownEvent()); err != nil {
 				return err
 			}
 			if o.follow {
@@ -54,6 +56,15 @@ func (o *trackOptions) flags(f *flag.FlagSet) {
 	f.StringVar(&o.to, "to", "", "records before this `TIME`")
 	f.IntVar(&o.query.Limit, "limit", 100, "the newest `N` records, 0: all")
 	f.BoolVar(&o.follow, "follow", false, "show records as they are written")
+}
+
+// knownEvent refuses an event that no record has: finding none would mean something else.
+func (o *trackOptions) knownEvent() error {
+	name, names := strings.ToUpper(o.query.Event), tracking.EventNames()
+	if name == "" || slices.Contains(names, name) {
+		return nil
+	}
+	return &misuse{text: fmt.Sprintf("the ledger has no event %q: it has %s", printable(o.query.Event), strings.Join(names, ", "))}
 }
 
 func (o *trackOptions) times(now time.Time) error {

@@ -111,6 +111,15 @@ func checkTable(name string) error {
 // maxValue is the largest value of a row in bytes, see the agent protocol.
 const maxValue = 4 << 10
 
+// isNetwork tells whether a key of ip-block can ever match a client.
+func isNetwork(key string) bool {
+	if _, err := netip.ParseAddr(key); err == nil {
+		return true
+	}
+	_, err := netip.ParsePrefix(key)
+	return err == nil
+}
+
 func writeOf(table string, row RowWrite) (tables.Write, error) {
 	w := tables.Write{Table: table, Key: row.Key, Op: tables.Put, Value: []byte(row.Value)}
 	if row.Key == "" {
@@ -125,6 +134,9 @@ func writeOf(table string, row RowWrite) (tables.Write, error) {
 	}
 	if len(w.Value) > maxValue {
 		return w, fmt.Errorf("the value has %d bytes, %d are allowed", len(w.Value), maxValue)
+	}
+	if table == "ip-block" && !isNetwork(row.Key) {
+		return w, fmt.Errorf("the key is neither an address nor a prefix such as 192.0.2.0/24")
 	}
 	if row.TTL == "" {
 		return w, nil

@@ -400,7 +400,7 @@ func agentBlock() *blockType {
 		},
 		blocks: []*blockType{
 			timeoutBlock(), onFailureBlock(), whenBlock(),
-			{name: "config", max: 1, foreign: true, doc: "The agent's own options; `postern agent show NAME` lists them."},
+			{name: "config", max: 1, foreign: true, doc: "The agent's own options: its README has them, and `postern agent run NAME -- --options` prints them."},
 			{name: "sandbox", later: true, doc: "What the process may reach."},
 		},
 	}

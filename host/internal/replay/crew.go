@@ -65,8 +65,9 @@ func Hire(ctx context.Context, o CrewOptions) (*Crew, error) {
 
 func (c *Crew) start(ctx context.Context, o CrewOptions, spec config.Agent) (*agent.Agent, error) {
 	state := filepath.Join(c.dir, "state", spec.Name)
-	if err := copyState(state, o.State(spec.Name)); err != nil {
-		return nil, fmt.Errorf("agent %s: copying its state: %w", spec.Name, err)
+	from := o.State(spec.Name)
+	if err := copyState(state, from); err != nil {
+		return nil, fmt.Errorf("agent %s: copying its state in %s: %w", spec.Name, from, err)
 	}
 	spec.Instances = 1
 	return agent.Launch(ctx, agent.Options{Spec: spec, Host: o.Facts, RunDir: c.dir, StateDir: state, Logger: o.Logger.Named("agent")})

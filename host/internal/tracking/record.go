@@ -25,6 +25,11 @@ const (
 	Spawn      = "SPAWN"      // made by an agent
 )
 
+// EventNames lists the names of all ledger lines.
+func EventNames() []string {
+	return []string{Session, Receive, Reject, Categorize, Send, Defer, Fail, DSN, Drop, Quarantine, Release, Poison, Spawn}
+}
+
 // Record is one line of the ledger, a JSON object with these names.
 type Record struct {
 	Time       time.Time   `json:"time"`
