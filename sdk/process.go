@@ -40,6 +40,11 @@ const (
 	protocolVersion = "1"     // this SDK's, in PLUGIN_PROTOCOL_VERSIONS
 	maxMessageBytes = 8 << 20 // of one gRPC message; the host sends at most 4 MiB
 	tokenMetadata   = "postern-token"
+
+	// Fixed flow control windows. By default grpc measures what the connection can take, with a ping for each
+	// batch that arrives, which is nothing to learn on a Unix socket and as much work as the events.
+	streamWindow     = 4 << 20
+	connectionWindow = 16 << 20
 )
 
 // process is the agent as a server: handshake, gRPC, and its end.
@@ -59,6 +64,7 @@ func newProcess(def *definition) *process {
 	p.agent = newService(def, p.logger, p.side)
 	p.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
+		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connectionWindow),
 		grpc.ForceServerCodecV2(newEventCodec()),
 		grpc.ChainUnaryInterceptor(p.checkUnary), grpc.ChainStreamInterceptor(p.checkStream),
 	)
