@@ -15,7 +15,6 @@ import (
 	"strings"
 
 	"github.com/nwaples/rardecode/v2"
-	"github.com/ulikunitz/xz"
 )
 
 // openFunc looks into a file. depth counts archives in archives.
@@ -27,22 +26,24 @@ var errEncrypted = errors.New("encrypted")
 // maxDictionary is the memory that one decoder may take.
 const maxDictionary = 64 << 20
 
-// opener of a file; nil where there is nothing to look into. A message is one by its type or name, all else by its
-// content.
-func opener(k kind, mediaType, file string) openFunc {
+// opener of a file; nil where there is nothing to look into. nests is true where there may be archives in it. A message
+// is one by its type or name, all else by its content.
+func opener(k kind, mediaType, file string) (open openFunc, nests bool) {
 	known := map[kind]openFunc{
 		"zip": openZip, "tar": openTar, "gz": openGzip, "bz2": openBzip2, "xz": openXZ, "rar": openRar, "7z": open7z,
-		"tnef": openTNEF, "ole": openOLE,
+		"tnef": openTNEF,
 	}
 	switch {
 	case known[k] != nil:
-		return known[k]
+		return known[k], true
+	case k == "ole":
+		return openOLE, false
 	case strings.HasPrefix(mediaType, "message/"), strings.EqualFold(path.Ext(file), ".eml"):
-		return openMessage
+		return openMessage, true
 	case strings.HasPrefix(mediaType, "text/plain"):
-		return openUU
+		return openUU, false
 	}
-	return nil
+	return nil, false
 }
 
 // openMessage looks at the parts of a message that is a file, or that was encoded.
@@ -222,14 +223,6 @@ func openGzip(s *scan, file string, r *bufio.Reader, depth int) error {
 
 func openBzip2(s *scan, file string, r *bufio.Reader, depth int) error {
 	return s.single(file, bzip2.NewReader(r), depth)
-}
-
-func openXZ(s *scan, file string, r *bufio.Reader, depth int) error {
-	in, err := xz.ReaderConfig{DictCap: maxDictionary}.NewReader(r)
-	if err != nil {
-		return err
-	}
-	return s.single(file, in, depth)
 }
 
 func openRar(s *scan, file string, r *bufio.Reader, depth int) (err error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/mime"
@@ -47,6 +48,8 @@ func strictness(action string) int { return slices.Index(actions[:], action) }
 
 // OnEndOfData looks at all files and acts on the strictest finding.
 func (f *Filter) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict {
+	ctx, cancel := hurry(ctx)
+	defer cancel()
 	s := f.newScan(ctx, e.Body().Size())
 	err := s.message(e.Headers.Block(), e.Body())
 	switch {
@@ -58,6 +61,15 @@ func (f *Filter) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict 
 		return sdk.Undetermined("NotRead", err)
 	}
 	return f.act(e, s)
+}
+
+// hurry ends a little before ctx does, so that there is time to say that there was too little of it.
+func hurry(ctx context.Context) (context.Context, context.CancelFunc) {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, end.Add(-time.Until(end)/10))
 }
 
 // act on what was found.

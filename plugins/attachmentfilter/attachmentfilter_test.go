@@ -256,7 +256,7 @@ func filter(t testing.TB) *Filter {
 		t.Fatal(err)
 	}
 	return &Filter{
-		Config: Config{Broken: "quarantine", Encrypted: "allow", MaxDepth: 8, MaxFiles: 2000, MaxExpanded: 200 << 20, MaxRatio: 200, MaxParts: 1000},
+		Config: Config{Broken: "quarantine", Encrypted: "allow", MaxDepth: 8, MaxFiles: 2000, MaxExpanded: 100 << 20, MaxRatio: 200, MaxParts: 1000},
 		rules:  []*rule{{names: names, types: map[string]bool{}, action: "reject"}},
 	}
 }
@@ -294,6 +294,23 @@ func TestArchives(t *testing.T) {
 		if err != nil || strings.Join(found, ", ") != tt.want && (tt.want != "" || len(found) > 0) {
 			t.Errorf("%s: %q %v, want %q", name, found, err, tt.want)
 		}
+	}
+}
+
+// xzText is "MZ", NULs and more, packed by two runs of xz: two streams, the second of which holds the program.
+const xzText = "/Td6WFoAAATm1rRGAgAhARwAAAAQz1jM4AP/AD1dADCLiofEDvKXpPh1PcWp7dmXqRAJTWgy0e2BMYqKr7u8EIDNfVzrMV6UO0zsxdRBblw7yMqDSmmUbRE3+QAAAAAAViVnTcDijYMAAVmACAAAAJ8VhpyxxGf7AgAAAAAEWVoAAAAA/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4CP/AGFdADkdSfv8gF8PYh15P5psorWA8E2gfhUE+hvOh/knJNYAYBL96oJ8fa1wxPARbf5Hg4Gj9trRSjMa/QruAdFMhuATp1E+PR1NQVIni33qc+MF+koCXuKkzTXZlANrQBpnjQAAAAAA+d6XK/y+6t4AAX2ASAAAAIIKr5uxxGf7AgAAAAAEWVo="
+
+func TestXZ(t *testing.T) {
+	packed, err := base64.StdEncoding.DecodeString(xzText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, err := look(t, filter(t), "a.tar.xz", packed); err != nil || !slices.Equal(found, []string{"AttachmentName a.tar.xz/a.tar/run.exe"}) {
+		t.Errorf("%q %v", found, err)
+	}
+	packed[15], packed[16] = 40, 40 // wherever the size of the dictionary stands
+	if found, _ := look(t, filter(t), "a.tar.xz", packed); len(found) > 0 && found[0] != "ArchiveBroken a.tar.xz/a.tar" {
+		t.Errorf("%q", found)
 	}
 }
 

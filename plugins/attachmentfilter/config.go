@@ -23,7 +23,7 @@ type Config struct {
 	Notice      string   `hcl:"notice,optional" default:"The attachment {name} was removed by the mail server: {reason}." doc:"Text that stands in the place of a file that was stripped. {name} is the file, {reason} why."`
 	MaxDepth    int      `hcl:"max_depth,optional" default:"8" min:"1" max:"20" doc:"Archives in archives."`
 	MaxFiles    int      `hcl:"max_files,optional" default:"2000" min:"1" max:"100000" doc:"Files in all archives of a message together."`
-	MaxExpanded sdk.Size `hcl:"max_expanded,optional" default:"200MiB" min:"1MiB" max:"4GiB" doc:"What is unpacked of a message at most."`
+	MaxExpanded sdk.Size `hcl:"max_expanded,optional" default:"100MiB" min:"1MiB" max:"4GiB" doc:"What is unpacked of a message at most."`
 	MaxRatio    int      `hcl:"max_ratio,optional" default:"200" min:"10" max:"100000" doc:"How many times its own size an attachment may have unpacked, from 16 MiB on."`
 	MaxParts    int      `hcl:"max_parts,optional" default:"1000" min:"10" max:"10000" doc:"MIME parts of a message."`
 }

@@ -136,11 +136,11 @@ func (s *scan) content(file string, r io.Reader, depth int, mediaType string) er
 	if s.judgeKind(file, k) {
 		return nil
 	}
-	open := opener(k, mediaType, file)
+	open, nests := opener(k, mediaType, file)
 	if open == nil {
 		return nil
 	}
-	if depth >= s.MaxDepth {
+	if nests && depth >= s.MaxDepth {
 		return fmt.Errorf("%w: archives more than %d deep at %s", errLimit, s.MaxDepth, file)
 	}
 	return s.unread(file, open(s, file, in, depth+1))

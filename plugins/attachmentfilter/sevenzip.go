@@ -279,7 +279,8 @@ func decoder7z(c *coder7z, size uint64, in io.Reader) (io.Reader, error) {
 		if len(c.props) != 1 || c.props[0] > 40 {
 			return nil, err7z
 		}
-		dictionary := int64(2|c.props[0]&1) << (c.props[0]/2 + 11)
+		dictionary := uint64(2|c.props[0]&1) << (c.props[0]/2 + 11)
+		dictionary = min(dictionary, max(size, lzma.MinDictCap)) // no more than there is to unpack
 		if dictionary > maxDictionary {
 			return nil, errUnknown7z
 		}
