@@ -120,3 +120,64 @@ func TestValidationSuite(t *testing.T) {
 	}
 	t.Logf("%d tests", count)
 }
+
+func TestSigningSuite(t *testing.T) {
+	count := 0
+	for _, s := range scenarios(t, "arc-draft-sign-tests.yml") {
+		key, err := dkim.ParsePrivateKey([]byte(s.Key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range s.tests(t) {
+			count++
+			signer := &dkim.Signer{Domain: s.Domain, Selector: s.Selector, Key: key, Headers: strings.Split(test.Headers, ":")}
+			got, err := Seal(messageOf(test.Message), signer, test.Server, time.Unix(test.Time, 0))
+			if test.AS == "" {
+				if !errors.Is(err, ErrFailed) {
+					t.Errorf("%s: sealed, %v", test.name, err)
+				}
+				continue
+			}
+			for _, c := range []struct{ field, got, want string }{
+				{"AAR", got.Results, test.AAR}, {"AMS", got.Message, test.AMS}, {"AS", got.Seal, test.AS},
+			} {
+				if squeezed(c.got) != squeezed(c.want) {
+					t.Errorf("%s: %s is %q, expected %q (%v)", test.name, c.field, c.got, c.want, err)
+				}
+			}
+		}
+	}
+	if count != 17 {
+		t.Errorf("%d tests, expected 17", count)
+	}
+}
+
+// squeezed is a value without white space.
+func squeezed(s string) string { return strings.Join(strings.Fields(s), "") }
+
+func TestSealedIsValid(t *testing.T) {
+	for _, s := range scenarios(t, "arc-draft-sign-tests.yml")[:1] {
+		key, err := dkim.ParsePrivateKey([]byte(s.Key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := "From: a@x.example\r\nSubject: hello\r\n\r\nHello\r\n"
+		for i := 1; i <= 3; i++ {
+			state := "none"
+			if i > 1 {
+				state = "pass"
+			}
+			text = "Authentication-Results: mx.example; arc=" + state + "; dmarc=pass\r\n" + text
+			signer := &dkim.Signer{Domain: s.Domain, Selector: s.Selector, Key: key, Headers: []string{"from", "subject"}}
+			got, err := Seal(messageOf(text), signer, "mx.example", time.Unix(20000, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = SealField + ":" + got.Seal + "\r\n" + MessageField + ":" + got.Message + "\r\n" + ResultsField + ": " + got.Results + "\r\n" +
+				strings.TrimPrefix(text, "Authentication-Results: mx.example; arc="+state+"; dmarc=pass\r\n")
+			if c := Validate(t.Context(), s.verifier(), messageOf(text)); c.Result != Pass || len(c.Sets) != i || c.Sets[i-1].Sealer != s.Domain {
+				t.Fatalf("set %d: %s (%s)\n%s", i, c.Result, c.Reason, text)
+			}
+		}
+	}
+}

@@ -47,7 +47,9 @@ func (s *Signer) Sign(m *Message, now time.Time) (string, error) {
 		return "", err
 	}
 	tags = append(tags, Tag{"h", strings.Join(s.Headers, ":")}, Tag{"bh", body}, Tag{"b", ""})
-	return SignField(m, "DKIM-Signature", tags, s.Headers, s.Key)
+	value := FormatTags("DKIM-Signature", tags)
+	signature, err := s.signField(m, "DKIM-Signature", value)
+	return InsertSignature(value, foldBase64(signature)), err
 }
 
 // Tag of a list that is written.
@@ -61,26 +63,27 @@ func (m *Message) RelaxedBodyHash() (string, error) {
 	return base64.StdEncoding.EncodeToString(sum), err
 }
 
-// SignField signs the fields of these names and the field itself, made of the tags, in relaxed form, and answers with its
-// value. Tag b is among the tags, without a value.
-func SignField(m *Message, field string, tags []Tag, headers []string, key crypto.Signer) (string, error) {
+// SignField signs the signer's Headers and the field itself, made of the tags, in relaxed form, and answers with its value.
+// Tag b is among the tags, without a value.
+func (s *Signer) SignField(m *Message, field string, tags []Tag) (string, error) {
 	value := FormatTags(field, tags)
-	s := &signed{message: m, headers: headers, headerRelaxed: true}
-	signature, err := SignSum(key, s.headerSum(field+":"+value))
-	if err != nil {
-		return "", err
-	}
-	return InsertSignature(value, signature), nil
+	signature, err := s.signField(m, field, value)
+	return InsertSignature(value, signature), err
 }
 
-// InsertSignature puts a signature into the empty tag b of a value that FormatTags made, folded.
+func (s *Signer) signField(m *Message, field, value string) (string, error) {
+	covered := &signed{message: m, headers: s.Headers, headerRelaxed: true}
+	return SignSum(s.Key, covered.headerSum(field+":"+value))
+}
+
+// InsertSignature puts a signature into the empty tag b of a value that FormatTags made.
 func InsertSignature(value, signature string) string {
 	i := strings.Index(value, " b=")
 	if i < 0 {
 		i = strings.Index(value, "\tb=")
 	}
 	i += len(" b=")
-	return value[:i] + foldBase64(signature) + value[i:]
+	return value[:i] + signature + value[i:]
 }
 
 // SignSum signs a SHA-256 sum and answers in base64.
@@ -96,7 +99,7 @@ func SignSum(key crypto.Signer, sum []byte) (string, error) {
 	return base64.StdEncoding.EncodeToString(signature), nil
 }
 
-// FormatTags writes a tag list as the value of a field, folded, and behind b in any case.
+// FormatTags writes a tag list as the value of a field, folded, and around b in any case.
 func FormatTags(field string, tags []Tag) string {
 	var b strings.Builder
 	used := len(field) + 1
@@ -105,7 +108,7 @@ func FormatTags(field string, tags []Tag) string {
 		if i < len(tags)-1 {
 			text += ";"
 		}
-		if used+1+len(text) > maxLine && used > 2 || i > 0 && tags[i-1].Name == "b" {
+		if used+1+len(text) > maxLine && used > 2 || i > 0 && (t.Name == "b" || tags[i-1].Name == "b") {
 			b.WriteString("\r\n\t")
 			used = 1
 		} else {
@@ -135,10 +138,12 @@ func foldList(text string, used int) (string, int) {
 	return b.String(), used
 }
 
-// foldBase64 breaks octets into lines.
+// foldBase64 breaks octets into lines; the first has "b=" before it.
 func foldBase64(text string) string {
 	var b strings.Builder
-	for part := range slices.Chunk([]byte(text), maxLine-4) {
+	first := min(len(text), 70)
+	b.WriteString(text[:first])
+	for part := range slices.Chunk([]byte(text[first:]), 72) {
 		b.WriteString("\r\n\t ")
 		b.Write(part)
 	}
