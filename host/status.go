@@ -3,6 +3,8 @@ package host
 import (
 	"context"
 	"net"
+	"os"
+	"path/filepath"
 
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/config"
@@ -24,7 +26,7 @@ func (h *Host) adminDeps() admin.Deps {
 		Ledger:     h.ledger,
 		Listeners:  h.listeners,
 		Effective:  func() any { return h.Config.Effective() },
-		Health:     func() (degraded, drift []string) { return h.agents.degraded(), nil },
+		Health:     func() (degraded, drift []string) { return h.agents.degraded(), h.drift() },
 		Postmaster: h.Config.Host.Postmaster,
 		LookupMX: func(ctx context.Context, domain string) ([]*net.MX, error) {
 			return net.DefaultResolver.LookupMX(ctx, domain)
@@ -32,6 +34,20 @@ func (h *Host) adminDeps() admin.Deps {
 		Metrics: h.metrics,
 		Logger:  h.Logger,
 	}
+}
+
+// drift names the files of the configuration that were changed after the host had read them.
+func (h *Host) drift() (changed []string) {
+	files := []string{h.Path}
+	if info, err := os.Stat(h.Path); err == nil && info.IsDir() {
+		files, _ = filepath.Glob(filepath.Join(h.Path, "*.hcl")) // fails for a name with brackets, which costs the notice
+	}
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil && info.ModTime().After(h.started) {
+			changed = append(changed, file+" was changed after the start: a restart applies it")
+		}
+	}
+	return changed
 }
 
 // listeners lists every address that mail is taken on.

@@ -369,7 +369,8 @@ func TestHangupAndABrokenConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := h.run("status")
-	if r.exit != 0 || !strings.Contains(r.stdout, "edge.example.org") || !strings.Contains(r.stderr, "1 error (see postern check)") {
+	if r.exit != 0 || !strings.Contains(r.stdout, "edge.example.org") || !strings.Contains(r.stderr, "1 error (see postern check)") ||
+		!strings.Contains(r.stdout, "config.hcl was changed after the start") {
 		t.Errorf("%+v", r)
 	}
 	h.want([]string{"track", "--limit", "1"})

@@ -29,7 +29,7 @@ type Status struct {
 	Config      string     `json:"config"` // file or folder it was started with
 	DataDir     string     `json:"data_dir"`
 	Degraded    []string   `json:"degraded"` // what is wrong, a sentence each
-	Drift       []string   `json:"drift"`    // stored overrides that the configuration does not say
+	Drift       []string   `json:"drift"`    // how the host differs from its configuration
 	Listeners   []Listener `json:"listeners"`
 	Queue       Queue      `json:"queue"`
 	Quarantined int        `json:"quarantined"`
