@@ -46,10 +46,12 @@ $(TOOLS)/protoc-gen-go:
 $(TOOLS)/protoc-gen-go-grpc:
 	GOBIN=$(TOOLS) go install $(PROTOC_GRPC)
 
-bench: build ## what docs/performance.md shows: messages relayed, idle connections, agent events
+bench: build ## what docs/performance.md shows: messages relayed, memory, agent events, commits
 	go run ./bench
 	go run ./bench -idle
-	go test -run xxx -bench . -benchtime 2s ./host/internal/agent
+	go run ./bench -memory
+	go test -run xxx -bench Event -benchtime 50000x ./host/internal/agent
+	go test -run xxx -bench Commit -benchtime 2s ./host/internal/queue
 
 crash: build ## 1,000 kills under load, reconciled
 	POSTERN_CRASH_ROUNDS=1000 go test -count 1 -v -timeout 60m -run TestCrash ./test

@@ -28,7 +28,7 @@ func idleRun(secure bool) (float64, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	srv, err := startPostern(dir, cell{server: "postern", size: -1}, 1, load{})
+	srv, err := startPostern(dir, cell{server: "postern", size: -1}, 1)
 	if err != nil {
 		return 0, err
 	}

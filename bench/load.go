@@ -18,7 +18,6 @@ type load struct {
 	messages      int
 	clients       int
 	perConnection int
-	profile       string
 }
 
 // message makes the nth message of a run: its body's SHA-256 stands in a header field, so that the sink can

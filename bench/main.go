@@ -38,7 +38,7 @@ func main() {
 		reuse   = flag.Int("per-connection", 1, "messages a connection")
 		only    = flag.String("only", "", "run the cells whose name contains this")
 		idle    = flag.Bool("idle", false, "measure memory of idle connections instead")
-		profile = flag.String("cpuprofile", "", "write the host's CPU profile of the last Postern run here")
+		watch   = flag.Bool("memory", false, "measure memory over 100,000 messages instead")
 	)
 	flag.Parse()
 	if path := os.Getenv("BENCH_MILTER"); path != "" {
@@ -47,7 +47,10 @@ func main() {
 	if *idle {
 		exit(idleMemory())
 	}
-	load := load{messages: *n, clients: *clients, perConnection: *reuse, profile: *profile}
+	load := load{messages: *n, clients: *clients, perConnection: *reuse}
+	if *watch {
+		exit(memory(load))
+	}
 	rows := []*row{
 		{name: "postern, 0 agents, 4 KB", cell: cell{"postern", 0, 4 << 10}},
 		{name: "postern, 2 agents, 4 KB", cell: cell{"postern", 2, 4 << 10}},

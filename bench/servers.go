@@ -45,7 +45,7 @@ func measure(c cell, l load) (result, error) {
 	if c.server == "postfix" {
 		start = startPostfix
 	}
-	srv, err := start(dir, c, out.l.Addr().(*net.TCPAddr).Port, l)
+	srv, err := start(dir, c, out.l.Addr().(*net.TCPAddr).Port)
 	if err != nil {
 		return result{}, err
 	}
@@ -118,7 +118,7 @@ func agentBlocks(n int) (string, error) {
 	return b.String(), nil
 }
 
-func startPostern(dir string, c cell, sinkPort int, l load) (*server, error) {
+func startPostern(dir string, c cell, sinkPort int) (*server, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
@@ -155,9 +155,6 @@ send_connector "sink" {
 		return nil, err
 	}
 	cmd := exec.Command("bin/postern", "serve", "--config", path)
-	if l.profile != "" {
-		cmd.Env = append(os.Environ(), "POSTERN_CPUPROFILE="+l.profile)
-	}
 	logFile, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
@@ -189,7 +186,7 @@ func havePostfix() bool {
 }
 
 // startPostfix starts an instance of its own below dir: Debian's master.cf without chroot, relaying to the sink.
-func startPostfix(dir string, c cell, sinkPort int, _ load) (*server, error) {
+func startPostfix(dir string, c cell, sinkPort int) (*server, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err

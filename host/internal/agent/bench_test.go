@@ -133,7 +133,7 @@ func launchBench(b *testing.B) *Agent {
 	}
 	o := Options{RunDir: run}
 	o.Spec.Name, o.Spec.Command = "bench", []string{os.Args[0]}
-	o.Spec.Env = map[string]string{roleKey: "agent", "GOMAXPROCS": os.Getenv("AGENT_PROCS")}
+	o.Spec.Env = map[string]string{roleKey: "agent", "GOMAXPROCS": "1"} // as agents of the SDK have it
 	a, err := Launch(context.Background(), o)
 	if err != nil {
 		b.Fatal(err)

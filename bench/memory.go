@@ -1,0 +1,57 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+)
+
+// Over how many messages memory is watched, and how often it is looked at.
+const (
+	memoryMessages = 100_000
+	memoryLooks    = 10
+)
+
+// memory prints what host and agents occupy while 100,000 messages pass. It fails if they have grown by more than
+// a fifth between the second look, when everything has been used once, and the last.
+func memory(l load) error {
+	const agents, size = 2, 4 << 10
+	dir, err := os.MkdirTemp("/tmp", "bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	out, err := newSink()
+	if err != nil {
+		return err
+	}
+	defer out.l.Close()
+	srv, err := startPostern(dir, cell{"postern", agents, size}, out.l.Addr().(*net.TCPAddr).Port)
+	if err != nil {
+		return err
+	}
+	defer srv.stop()
+	l.messages = memoryMessages / memoryLooks
+	var looks []float64
+	fmt.Println("| messages | host MB | agents MB, each |\n|---|---|---|")
+	for i := 1; i <= memoryLooks; i++ {
+		if err := l.send(srv.addr, size); err != nil {
+			return err
+		}
+		if err := out.wait(i * l.messages); err != nil {
+			return err
+		}
+		pids := srv.pids()
+		var theirs int64
+		for _, pid := range pids[1:] {
+			theirs += pssBytes(pid)
+		}
+		host := float64(pssBytes(pids[0]))
+		looks = append(looks, host+float64(theirs))
+		fmt.Printf("| %d | %.1f | %.1f |\n", i*l.messages, host/1e6, float64(theirs)/agents/1e6)
+	}
+	if settled, last := looks[1], looks[memoryLooks-1]; last > 1.2*settled {
+		return fmt.Errorf("memory has grown from %.1f to %.1f MB", settled/1e6, last/1e6)
+	}
+	return nil
+}
