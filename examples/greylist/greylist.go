@@ -39,7 +39,7 @@ func (g *Greylist) OnRcpt(ctx context.Context, e *sdk.RcptEvent) sdk.Verdict {
 	case age < g.Delay:
 		return wait("early", g.Delay-age)
 	}
-	return sdk.Continue().Because("passed", age.String()).Write(g.seen.Add("Passed", 1, g.Keep))
+	return sdk.Continue().Because("passed", age.Round(time.Second).String()).Write(g.seen.Add("Passed", 1, g.Keep))
 }
 
 func wait(reason string, left time.Duration) sdk.Verdict {
