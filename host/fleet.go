@@ -96,6 +96,14 @@ func (f *fleet) changed(name string) {
 	}
 }
 
+// away reports whether an agent is configured and does not run now.
+func (f *fleet) away(name string) bool {
+	f.mu.Lock()
+	a := f.running[name]
+	f.mu.Unlock()
+	return a != nil && !a.Ready()
+}
+
 // makeRunDir makes the folder of the agents' sockets: below the data directory, or, where that path would be too
 // long for a socket, in the system's folder for temporary files. What an earlier run left is removed.
 func (f *fleet) makeRunDir() error {

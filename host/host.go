@@ -223,8 +223,9 @@ func (h *Host) startTransport(context.Context) error {
 	h.transport = &transport{
 		config: h.Config, queue: h.queue, delivery: h.delivery, pipeline: h.pipeline,
 		ledger: h.counted(), log: h.Logger.Named("transport"), now: time.Now, categorizer: h.categorizer,
+		away: h.agents.away,
 	}
-	h.background(h.transport.run)
+	h.onStop(h.transport.start())
 	h.background(h.transport.sweep)
 	return nil
 }

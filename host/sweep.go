@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/posternmail/postern/host/internal/queue"
@@ -28,22 +29,39 @@ func (t *transport) sweep(ctx context.Context) {
 
 func (t *transport) sweepOnce(now time.Time) {
 	for _, e := range t.queue.Overdue(now) {
+		if e.State == queue.Quarantined {
+			t.endQuarantine(e)
+			continue
+		}
 		t.log.Error("message is older than its deadline allows and is tried at once", "item", e.ID, "hop", e.Hop, "received", e.Received)
 		if err := t.queue.Retry(e.ID); err != nil {
 			t.log.Error("overdue message cannot be tried", "item", e.ID, "error", err)
 		}
 	}
-	keep := t.config.Quarantine.ExpireAfter
-	old := t.queue.Entries(func(e queue.Entry) bool {
-		return e.State == queue.Quarantined && now.Sub(e.Received) > keep
-	})
-	for _, e := range old {
-		if err := t.queue.Remove(e.ID); err != nil {
+	t.wake()
+}
+
+// endQuarantine drops a message that nobody has released in time.
+func (t *transport) endQuarantine(e queue.Entry) {
+	if err := t.queue.Expire(e.ID); err != nil {
+		if !errors.Is(err, queue.ErrState) && !errors.Is(err, queue.ErrNotFound) { // an operator was there first
 			t.log.Error("quarantined message cannot be removed at the end of its time", "item", e.ID, "error", err)
-			continue
 		}
-		sender := e.Sender
-		t.ledger.Write(&tracking.Record{Event: tracking.Drop, Message: e.Message, Item: e.ID, Sender: &sender, Size: e.Size,
-			Agent: e.Agent, Reason: "quarantine expired: " + e.Reason})
+		return
+	}
+	sender := e.Sender
+	t.ledger.Write(&tracking.Record{Event: tracking.Drop, Message: e.Message, Item: e.ID, Sender: &sender, Size: e.Size,
+		Agent: e.Agent, Reason: "quarantine expired: " + e.Reason})
+}
+
+// wake has messages tried again that wait for an agent which is not away: it was there and could not judge them, came
+// back before they were put aside, or is not configured any more. Nobody else would wake them.
+func (t *transport) wake() {
+	woken := map[string]bool{}
+	for _, e := range t.queue.Entries(func(e queue.Entry) bool { return e.State == queue.Waiting }) {
+		if !woken[e.WaitingFor] && (t.away == nil || !t.away(e.WaitingFor)) {
+			woken[e.WaitingFor] = true
+			t.queue.Wake(e.WaitingFor)
+		}
 	}
 }

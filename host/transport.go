@@ -2,7 +2,9 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -31,43 +33,94 @@ type transport struct {
 	ledger      tracking.Ledger
 	log         hclog.Logger
 	now         func() time.Time
+	away        func(agent string) bool // whether a configured agent does not run now; nil: never
 
 	working sync.WaitGroup
 }
 
-// run works on what is due until ctx ends, then waits for the work under way.
-func (t *transport) run(ctx context.Context) {
-	defer t.working.Wait()
-	for {
-		item, err := t.queue.Due(ctx)
-		if err != nil {
-			return // ctx has ended
+// start works on what is due until the function it returns is called. That takes nothing more on and lets deliveries
+// under way finish, so that none is in doubt, but not longer than its context; then they are cut off.
+func (t *transport) start() (stop func(context.Context)) {
+	taking, noMore := context.WithCancel(context.Background())
+	delivering, cut := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		t.run(taking, delivering)
+	}()
+	return func(ctx context.Context) {
+		defer cut()
+		noMore()
+		select {
+		case <-done:
+		case <-ctx.Done():
+			cut()
+			<-done
 		}
-		t.working.Go(func() {
-			if err := t.process(ctx, item); err != nil {
-				t.log.Error("message goes back to the queue", "item", item.ID, "error", err)
-				t.queue.Return(item)
-			}
-		})
 	}
 }
 
+// run works on what is due until taking ends, then waits for the work under way.
+func (t *transport) run(taking, delivering context.Context) {
+	defer t.working.Wait()
+	for {
+		item, err := t.queue.Due(taking)
+		if err != nil {
+			return // taking has ended
+		}
+		t.working.Go(func() { t.work(taking, delivering, item) })
+	}
+}
+
+// work processes one item. What the host cannot process it keeps, and goes on with the others.
+func (t *transport) work(taking, delivering context.Context, item *queue.Item) {
+	defer func() {
+		if v := recover(); v != nil {
+			t.crashed(item, v, debug.Stack())
+		}
+	}()
+	if err := t.process(taking, delivering, item); err != nil {
+		t.log.Error("message goes back to the queue", "item", item.ID, "error", err)
+		t.queue.Return(item)
+	}
+}
+
+// crashed parks an item at which the host has panicked, as the store has it, with the evidence. One that has left
+// the store by then needs nothing more.
+func (t *transport) crashed(leased *queue.Item, cause any, stack []byte) {
+	t.log.Error("the host failed at a message", "item", leased.ID, "panic", cause, "stack", string(stack))
+	item, err := t.queue.Load(leased.ID)
+	if errors.Is(err, queue.ErrNotFound) {
+		return
+	}
+	if err == nil {
+		item.State, item.Reason, item.Evidence = queue.Parked, fmt.Sprintf("the host failed: %v", cause), string(stack)
+		err = t.queue.Record(item)
+	}
+	if err != nil {
+		t.log.Error("message goes back to the queue, since it cannot be parked", "item", leased.ID, "error", err)
+		t.queue.Return(leased)
+		return
+	}
+	t.ledger.Write(t.line(tracking.Poison, item))
+}
+
 // process takes one item as far as it goes now. This is the whole path.
-func (t *transport) process(ctx context.Context, item *queue.Item) error {
+func (t *transport) process(taking, delivering context.Context, item *queue.Item) error {
 	if item.Expires.Before(t.now()) {
 		return t.expire(item)
 	}
 	if item.Routed && t.delivery.Knows(item.Hop) {
-		return t.deliver(ctx, item)
+		return t.deliver(delivering, item)
 	}
-	result, err := t.categorizer.Process(ctx, item)
+	result, err := t.categorizer.Process(taking, item)
 	switch {
 	case err != nil:
 		return fmt.Errorf("categorizing: %w", err)
 	case result.Item == nil:
 		return t.queue.Replace(item, result.Children...)
 	case straight(result) && t.queue.Advance(item.ID, result.Item.Hop):
-		return t.deliver(ctx, result.Item)
+		return t.deliver(delivering, result.Item)
 	}
 	return t.queue.Record(result.Item, result.Children...)
 }
@@ -93,7 +146,11 @@ func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
 		t.giveUp(item)
 	}
 	if item.Durable && failed(item) {
-		return t.park(item, "a next hop refuses it: ")
+		if err := t.park(item, "a next hop refuses it: "); err != nil {
+			return err
+		}
+		t.track(item, slices.DeleteFunc(results, func(r delivery.Result) bool { return r.State == envelope.Pending || r.State == envelope.Failed }), nil)
+		return nil
 	}
 	reports := t.reports(item, now)
 	settle(item)
@@ -204,11 +261,14 @@ func (t *transport) reports(item *queue.Item, now time.Time) (out []*queue.Item)
 		if len(groups[kind]) == 0 {
 			continue
 		}
-		report := dsn.Compose(dsn.Request{
-			Item: item, Kind: kind, Recipients: groups[kind], Ordinal: i,
-			Host: t.config.Host.Name, Postmaster: t.config.Host.Postmaster,
-			Now: now, RetryUntil: item.Expires, Expires: now.Add(t.config.Queue.ExpireAfter),
-		})
+		var report *queue.Item
+		if t.categorizer.ReportsTo(item.Mail.Sender.Address.Domain, kind) {
+			report = dsn.Compose(dsn.Request{
+				Item: item, Kind: kind, Recipients: groups[kind], Ordinal: i,
+				Host: t.config.Host.Name, Postmaster: t.config.Host.Postmaster,
+				Now: now, RetryUntil: item.Expires, Expires: now.Add(t.config.Queue.ExpireAfter),
+			})
+		}
 		for _, r := range groups[kind] {
 			if kind == dsn.Delay {
 				r.Delayed = true

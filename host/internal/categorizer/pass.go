@@ -413,7 +413,7 @@ func (p *pass) report() {
 }
 
 func (p *pass) notify(kind dsn.Kind, ordinal int, recipients []*envelope.Recipient) {
-	if len(recipients) == 0 || !p.reportsTo(p.item.Mail.Sender.Address.Domain, kind) {
+	if len(recipients) == 0 || !p.ReportsTo(p.item.Mail.Sender.Address.Domain, kind) {
 		return
 	}
 	item := dsn.Compose(dsn.Request{
@@ -431,10 +431,16 @@ func (p *pass) notify(kind dsn.Kind, ordinal int, recipients []*envelope.Recipie
 	}
 }
 
-// parkFailed keeps what failed of a message that must not vanish.
+// parkFailed keeps what failed of a message that must not vanish. Its recipients are tried again when the operator resumes
+// it.
 func (p *pass) parkFailed() {
 	m := p.draft()
-	m.Recipients = p.failed
+	m.Recipients = nil
+	for _, r := range p.failed {
+		again := cloneRecipient(r)
+		again.State = envelope.Pending
+		m.Recipients = append(m.Recipients, again)
+	}
 	item := p.child("failed", 0, m)
 	item.State = queue.Parked
 	item.Reason = "durable message failed: " + p.failed[0].Reply.String()

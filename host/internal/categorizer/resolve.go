@@ -49,17 +49,17 @@ func (a *acceptedDomains) find(domain string) *config.AcceptedDomain {
 	return nil
 }
 
-// reportsTo reports whether the remote domain of a sender is to get notifications of this kind.
-func (p *pass) reportsTo(domain string, kind dsn.Kind) bool {
+// ReportsTo reports whether the remote domain of a sender is to get notifications of this kind.
+func (c *Categorizer) ReportsTo(domain string, kind dsn.Kind) bool {
 	var best *config.RemoteDomain
-	for i := range p.config.RemoteDomains {
-		d := &p.config.RemoteDomains[i]
+	for i := range c.config.RemoteDomains {
+		d := &c.config.RemoteDomains[i]
 		if matches(d.Name, strings.ToLower(domain)) && (best == nil || len(d.Name) > len(best.Name)) {
 			best = d
 		}
 	}
 	switch {
-	case best == nil, p.accepted.find(domain) != nil:
+	case best == nil, c.accepted.find(domain) != nil:
 		return true
 	case kind == dsn.Failure || kind == dsn.Delay:
 		return best.NondeliveryReports

@@ -78,7 +78,7 @@ func hostBlock() *blockType {
 			text("postmaster", formatMailbox, "Sender shown in notifications.").otherwise("postmaster at the first accepted domain"),
 			integer("max_hops", "30", "1", "1000", "`Received` fields before a message counts as looping."),
 			choice("on_partial_reject", "quarantine", "What becomes of recipients that were refused at the end of data while others were accepted, when the client is anonymous and may not get a notification.", "quarantine", "discard"),
-			duration("shutdown_grace", "30s", "0s", "1h", "How long sessions may finish when the host ends."),
+			duration("shutdown_grace", "30s", "0s", "1h", "How long sessions and deliveries under way may finish when the host ends."),
 		},
 		blocks: []*blockType{{
 			name: "event_budget", max: 1,

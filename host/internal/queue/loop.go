@@ -560,6 +560,16 @@ func (q *Queue) Release(id string) error {
 	})
 }
 
+// Expire deletes a quarantined item at the end of its time. One that was released meanwhile stays: that is ErrState.
+func (q *Queue) Expire(id string) error {
+	return q.operate("expiring", id, nothing, func(item *Item) error {
+		if item.State != Quarantined {
+			return fmt.Errorf("it is %s: %w", item.State, ErrState)
+		}
+		return toDone(item)
+	})
+}
+
 // restart makes an item due that an operator has decided on. It has the full time again, since it may have lain for
 // long.
 func (q *Queue) restart(item *Item) {

@@ -428,6 +428,22 @@ func split(b *bench, item *queue.Item) {
 	b.must(b.Replace(item, &a, &c, dsn))
 }
 
+// Expire removes a quarantined item, but not one that an operator was quicker to release.
+func TestExpire(t *testing.T) {
+	b := newBench(t, edge)
+	for _, id := range []string{"kept", "released"} {
+		item := storetest.Item(id, nil, envelope.MemoryBody([]byte("x")))
+		item.State, item.Expires = queue.Quarantined, b.clock.Now().Add(time.Hour)
+		b.must(b.Commit(item))
+	}
+	b.must(b.Release("released"))
+	b.must(b.Expire("kept"))
+	if err := b.Expire("released"); !errors.Is(err, queue.ErrState) && !errors.Is(err, queue.ErrBusy) {
+		t.Errorf("error %v, want ErrState", err)
+	}
+	b.wantStates(map[string]string{"released": "ready"})
+}
+
 func TestRelease(t *testing.T) {
 	b := newBench(t, edge)
 	item := storetest.Item("q", nil, envelope.MemoryBody([]byte("x")))
