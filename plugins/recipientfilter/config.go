@@ -15,7 +15,7 @@ import (
 type Config struct {
 	BlockedRecipients []string       `hcl:"blocked_recipients,optional" doc:"Recipients who get no mail through this server, though they exist: user@domain, domain, *.domain." example:"[\"all-staff@example.org\"]"`
 	Validate          bool           `hcl:"validate,optional" default:"true" doc:"Refuse recipients that the directory does not know, in authoritative accepted domains that it covers."`
-	Tarpit            time.Duration  `hcl:"tarpit,optional" default:"5s" min:"0s" max:"1m" doc:"How long a source that has asked for an unknown recipient waits for the replies to good ones, so that the time does not tell them apart. The wait before a refusal is the receive connector's. 0s is none."`
+	Tarpit            time.Duration  `hcl:"tarpit,optional" default:"5s" min:"0s" max:"1m" doc:"How long a source that has asked for at least as many unknown recipients as good ones waits for the replies to good ones, so that the time does not tell them apart. The wait before a refusal is the receive connector's. 0s is none."`
 	HarvestLimit      int            `hcl:"harvest_limit,optional" default:"20" min:"0" max:"100000" doc:"Unknown recipients from one source within harvest_window that end its session and block it, if it asked for no more good ones in that time. 0 is no limit."`
 	HarvestWindow     time.Duration  `hcl:"harvest_window,optional" default:"1h" min:"1m" max:"7d" doc:"How long unknown recipients are counted, from the first one on."`
 	HarvestBlock      time.Duration  `hcl:"harvest_block,optional" default:"24h" min:"0s" max:"30d" doc:"How long a source over the limit stands in the table ip-block. 0s leaves the table alone, which must be so where the agent lacks the grant tables."`

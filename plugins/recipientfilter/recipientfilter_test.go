@@ -83,7 +83,7 @@ func TestValidationOff(t *testing.T) {
 	a.From("192.0.2.1").Rcpt("s@x.example", "bob@y.example").WantVerdict("continue")
 }
 
-// After one unknown recipient the good ones are not answered faster than the bad ones.
+// While a source asks for more bad ones the good ones are not answered faster than the bad ones.
 func TestTarpit(t *testing.T) {
 	a := start(t, ``)
 	s := a.From("192.0.2.1")
@@ -94,6 +94,11 @@ func TestTarpit(t *testing.T) {
 		t.Errorf("delay of %d ms", d)
 	}
 	a.From("192.0.2.2").Rcpt("s@x.example", "ann@y.example").WantVerdict("continue")
+	s.Rcpt("s@x.example", "ann@y.example").WantVerdict("tarpit")
+	s.Rcpt("s@x.example", "ann@y.example").WantVerdict("continue") // two good ones against one bad one
+	wantUnknown(t, s.Rcpt("s@x.example", "carl@y.example"))
+	wantUnknown(t, s.Rcpt("s@x.example", "dora@y.example"))
+	s.Rcpt("s@x.example", "ann@y.example").WantVerdict("tarpit")
 	a.Advance(61 * time.Minute)
 	s.Rcpt("s@x.example", "ann@y.example").WantVerdict("continue")
 }
