@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -165,6 +166,11 @@ func (r *run) start(ctx context.Context, a *ask) (list []*question) {
 		q.answered = make(chan struct{})
 		go func() {
 			defer close(q.answered)
+			defer func() {
+				if v := recover(); v != nil {
+					q.crash = fmt.Sprintf("%v\n%s", v, debug.Stack())
+				}
+			}()
 			q.call(ctx)
 		}()
 	}
@@ -185,6 +191,9 @@ func (r *run) collect(a *ask, list []*question) {
 			r.excuse(q)
 		default:
 			<-q.answered
+			if q.crash != "" {
+				panic(q.crash) // here it costs one session or parks one message
+			}
 			r.apply(q)
 		}
 	}
@@ -219,6 +228,7 @@ type question struct {
 	excuse   string                // with skip: for the ledger, "done" or "bypassed"
 	dry      bool                  // of a fact: its table writes are not done
 	answered chan struct{}         // closed when call has returned, in a stage
+	crash    string                // the panic and stack that call ended with, in a stage
 
 	conv    *Conversation
 	request agent.Call

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,6 +152,12 @@ func (f *factLanes) wait(ctx context.Context, agent string, by time.Time) bool {
 
 // tell sends a fact and does what its answer says. Failures are the agent's own: a fact is not retried.
 func (q *question) tell() {
+	defer func() {
+		if v := recover(); v != nil {
+			q.conv.pipeline.options.Logger.Error("telling a fact failed", "agent", q.name, "event", eventNames[q.kind],
+				"panic", v, "stack", string(debug.Stack()))
+		}
+	}()
 	q.by = time.Now().Add(q.timeout)
 	if !q.send(context.Background(), q.by) {
 		return
