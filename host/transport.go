@@ -231,7 +231,7 @@ func (t *transport) expire(item *queue.Item) error {
 func (t *transport) giveUp(item *queue.Item) {
 	for _, r := range pending(item) {
 		last := ""
-		if !r.Reply.IsZero() {
+		if r.Remote != "" && !r.Reply.IsZero() { // a next hop's words, not the host's own
 			last = "; last: " + r.Reply.String()
 		}
 		r.State = envelope.Failed

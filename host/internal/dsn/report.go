@@ -237,10 +237,29 @@ func (r *report) text() []byte {
 	for _, rcpt := range r.Recipients {
 		fmt.Fprintf(&b, "\r\n<%s>\r\n", clean(rcpt.Address.String(), r.unicode))
 		if !rcpt.Reply.IsZero() {
-			b.WriteString(wrap(clean(rcpt.Reply.String(), r.unicode)))
+			b.WriteString(wrap(clean(told(rcpt).String(), r.unicode)))
 		}
 	}
 	return b.Bytes()
+}
+
+// told is the reply as a stranger may read it. Why a next hop could not be reached is the host's own word, with
+// addresses and errors of the inside: the ledger has it, the sender is told what kind of trouble it was.
+func told(rcpt *envelope.Recipient) envelope.Reply {
+	reply := rcpt.Reply
+	if rcpt.Remote != "" || !reply.Temporary() {
+		return reply
+	}
+	reply.Text = "The next hop cannot be reached"
+	switch reply.Enhanced {
+	case "4.4.2":
+		reply.Text = "The connection to the next hop was lost"
+	case "4.4.3", "4.4.4":
+		reply.Text = "The next hop cannot be found"
+	case "4.7.5":
+		reply.Text = "The next hop cannot be reached securely"
+	}
+	return reply
 }
 
 // wrap puts words on lines of about 72 characters, indented.
@@ -297,7 +316,11 @@ func (r *report) recipient(b *bytes.Buffer, rcpt *envelope.Recipient) {
 		fmt.Fprintf(b, "Remote-MTA: dns; %s\r\n", clean(name, r.unicode))
 	}
 	if !rcpt.Reply.IsZero() {
-		fmt.Fprintf(b, "Diagnostic-Code: smtp; %s\r\n", fold(clean(rcpt.Reply.String(), r.unicode)))
+		kind := "smtp" // what a mail system has said, RFC 3464 section 2.3.6
+		if rcpt.Remote == "" {
+			kind = "x-postern"
+		}
+		fmt.Fprintf(b, "Diagnostic-Code: %s; %s\r\n", kind, fold(clean(told(rcpt).String(), r.unicode)))
 	}
 	fmt.Fprintf(b, "Last-Attempt-Date: %s\r\n", r.Now.Format(dateLayout))
 	if r.Kind == Delay && !r.RetryUntil.IsZero() {
