@@ -19,6 +19,8 @@ import (
 	goplugin "github.com/hashicorp/go-plugin/runner"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -131,7 +133,8 @@ func (p *process) step(ctx context.Context, name string, f func(context.Context)
 	if err == nil {
 		return nil
 	}
-	if cause := ctx.Err(); cause != nil {
+	// The agent's side of a call may notice the deadline before ours does.
+	if ctx.Err() != nil || status.Code(err) == codes.DeadlineExceeded {
 		err = fmt.Errorf("not done within start_timeout (%s): %w", p.o.Spec.StartTimeout, err)
 	}
 	failure := &startError{agent: p.o.Spec.Name, step: name, err: err}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -410,7 +411,13 @@ func TestAttach(t *testing.T) {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 		})
-		eventually(t, "the socket", func() bool { _, err := os.Stat(path); return err == nil })
+		eventually(t, "the socket", func() bool {
+			c, err := net.Dial("unix", path)
+			if err != nil {
+				return false
+			}
+			return c.Close() == nil
+		})
 		return cmd
 	}
 	first := start()
