@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -235,8 +235,8 @@ func (p *process) start(ctx context.Context) error {
 		RunnerFunc:       p.newRunner,
 		SkipHostEnv:      true,
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: p.dir},
-		StartTimeout:     p.o.Spec.StartTimeout,
-		Logger:           hclog.NewNullLogger(), // our own words are better, and know which ends were expected
+		StartTimeout:     p.o.Spec.StartTimeout + time.Second, // ours ends first, and says what it is
+		Logger:           hclog.NewNullLogger(),               // our own words are better, and know which ends were expected
 		GRPCDialOptions:  p.dialOptions(),
 	})
 	connected := make(chan error, 1)
