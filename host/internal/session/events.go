@@ -37,12 +37,23 @@ func (s *Session) dispatch(ev *pipeline.Event) *pipeline.Outcome {
 	return o
 }
 
+// maxSteps is how many answers of agents the ledger has of a transaction, and of a session outside of its transactions:
+// a client may have them asked as often as it likes.
+const maxSteps = 5000
+
 // remember keeps what the agents said for the ledger.
 func (s *Session) remember(o *pipeline.Outcome) {
+	steps := &s.steps
 	if s.tx != nil {
-		s.tx.steps = append(s.tx.steps, o.Steps...)
-	} else {
-		s.steps = append(s.steps, o.Steps...)
+		steps = &s.tx.steps
+	}
+	if len(*steps) <= maxSteps {
+		*steps = append(*steps, s.worth(o.Steps)...)
+	}
+	if len(*steps) > maxSteps {
+		last := &(*steps)[maxSteps]
+		*last = tracking.Verdict{Agent: last.Agent, Version: last.Version, Event: last.Event, Verdict: "more", Reason: "the rest is left out"}
+		*steps = (*steps)[:maxSteps+1]
 	}
 }
 
@@ -157,7 +168,7 @@ func (s *Session) recordReject(c *wire.Command, reply envelope.Reply, by *pipeli
 	if s.tx != nil {
 		s.tx.describe(r)
 		if s.tx.received {
-			r.Verdicts = s.worth(s.tx.steps)
+			r.Verdicts = s.tx.steps
 		}
 	}
 	if c.Verb == "RCPT" && !c.Path.IsNull() { // whom it was about, not those who were accepted before

@@ -177,7 +177,7 @@ func (s *Session) partial() string {
 
 // records the ledger's line of the message.
 func (s *Session) receiveRecord(v *verdictOn, statuses []tracking.Recipient) *tracking.Record {
-	r := &tracking.Record{Event: tracking.Receive, Verdicts: s.worth(s.tx.steps)}
+	r := &tracking.Record{Event: tracking.Receive, Verdicts: s.tx.steps}
 	s.tx.describe(r)
 	r.Item, r.Recipients = s.tx.mail.ID, statuses
 	r.FillSession(&s.env)

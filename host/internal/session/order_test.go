@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/posternmail/postern/host/internal/tracking"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -40,5 +41,38 @@ func TestCommandsBetweenChunks(t *testing.T) {
 			t.Fatalf("%q: %q", command, got)
 		}
 		c.dialog("C: RSET", "S: 250 2.0.0 Resetting")
+	}
+}
+
+// A client can have agents asked without end in one transaction: what is kept of their answers has a bound.
+func TestAnswersHaveABound(t *testing.T) {
+	a := &scripted{name: "greylist", kinds: []agentpb.EventKind{onRcpt}}
+	a.answer = func(ev *agentpb.Event) *agentpb.Answer {
+		if string(ev.GetArguments().GetRcpt().GetRecipient().GetAddress()) == "b@ours.test" {
+			return nil
+		}
+		return verdict(agentpb.VerdictKind_VERDICT_KIND_DEFER, nil)
+	}
+	s := usual()
+	s.plan = plan(t, a)
+	h := start(t, s)
+	c := h.hello()
+	c.envelope("b@ours.test")
+	const group, groups = 100, 60
+	for range groups {
+		c.send(strings.Repeat("RCPT TO:<c@ours.test>\r\n", group))
+		for range group {
+			c.expect("451 4.7.1 Please try again later [id]")
+		}
+		h.ledger.forget()
+	}
+	c.message(simple)
+	c.expect(queuedSimple)
+	got := h.ledger.wait(t, tracking.Receive, 1)[0].Verdicts
+	if n := len(got); n < 5000 || n > 5001 {
+		t.Errorf("the ledger has %d answers", n)
+	}
+	if last := got[len(got)-1]; last.Verdict != "more" {
+		t.Errorf("the last is %+v", last)
 	}
 }

@@ -189,7 +189,7 @@ func (s *Session) Ended(reason string) {
 	defer cancel()
 	s.conv.Close(ctx)
 	r := &tracking.Record{
-		Event: tracking.Session, Verdicts: s.worth(s.steps),
+		Event: tracking.Session, Verdicts: s.steps,
 		Counts: &tracking.Counts{
 			Commands: s.env.Commands, Messages: s.messages, Rejects: s.env.Rejects,
 			Millis: time.Since(s.env.Started).Milliseconds(), End: reason,
