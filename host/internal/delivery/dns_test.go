@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -117,6 +118,9 @@ alias.example. 300 IN A 127.0.0.3
 long.example. TRUNCATE
 long.example. 300 IN MX 10 mx1.x.example.
 xn--bcher-kva.example. 300 IN MX 10 mx1.x.example.
+zero.example. 300 IN MX 10 this.zero.example.
+this.zero.example. 300 IN A 0.0.0.0
+this.zero.example. 300 IN AAAA ::
 `)
 	tests := []struct {
 		domain string
@@ -141,6 +145,10 @@ xn--bcher-kva.example. 300 IN MX 10 mx1.x.example.
 		{"bücher.example", envelope.Delivered, "250", best},
 		{"[127.0.0.2]", envelope.Delivered, "250", second},
 		{"[127.0.0.3]", envelope.Failed, "5.4.6", nil},
+		{"[IPv6:::ffff:127.0.0.3]", envelope.Failed, "5.4.6", nil},
+		{"zero.example", envelope.Failed, "5.4.4", nil},
+		{"[0.0.0.0]", envelope.Failed, "5.4.4", nil},
+		{"[IPv6:::]", envelope.Failed, "5.4.4", nil},
 		{"X.Example", envelope.Delivered, "250", best},
 	}
 	for _, tt := range tests {
@@ -162,6 +170,18 @@ xn--bcher-kva.example. 300 IN MX 10 mx1.x.example.
 			}
 		})
 	}
+	// Who listens on all addresses is at every loopback address, and not only at the one that its interface has.
+	t.Run("loopback of a wildcard", func(t *testing.T) {
+		_, port, _ := net.SplitHostPort(best.addr())
+		for _, listen := range []string{":" + port, "0.0.0.0:" + port, "[::]:" + port} {
+			d := testDelivery(t, config.SendConnector{DNS: true, Port: best.port()}, z.use, func(o *Options) {
+				o.Config.ReceiveConnectors = []config.ReceiveConnector{{Listen: []string{listen}}}
+			})
+			item := testItem("a@x.example")
+			item.Hop = "out/[127.0.0.2]"
+			want(t, one(t, d, item), envelope.Failed, "5.4.6")
+		}
+	})
 	t.Run("remote", func(t *testing.T) {
 		d := testDelivery(t, config.SendConnector{DNS: true, Port: best.port()}, z.use)
 		_, port, _ := net.SplitHostPort(best.addr())
@@ -185,6 +205,22 @@ xn--bcher-kva.example. 300 IN MX 10 mx1.x.example.
 		})
 		want(t, one(t, d, testItem("a@x.example")), envelope.Pending, "4.4.3")
 	})
+}
+
+// A domain cannot keep us busy with names of mail exchangers.
+func TestManyExchangers(t *testing.T) {
+	var records strings.Builder
+	for i := range 60 {
+		fmt.Fprintf(&records, "many.example. 300 IN MX %d mx%d.many.example.\n", i, i)
+	}
+	z := newZone(t, records.String())
+	d := testDelivery(t, config.SendConnector{DNS: true}, z.use)
+	item := testItem("a@x.example")
+	item.Hop = "out/many.example"
+	want(t, one(t, d, item), envelope.Failed, "5.4.4")
+	if n := z.queries.Load(); n > 50 {
+		t.Errorf("%d questions", n)
+	}
 }
 
 func TestEqualPreferencesShareTheLoad(t *testing.T) {

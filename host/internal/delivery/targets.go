@@ -21,6 +21,9 @@ import (
 // maxTargets bounds how many addresses one attempt tries (RFC 5321 section 5.1: at least two).
 const maxTargets = 10
 
+// maxExchangers bounds how many names of mail exchangers are looked up: each may cost all the timeouts of DNS.
+const maxExchangers = 20
+
 // targets finds the addresses to try for an item, in order. The reply says why there are none: 4xx, or 5xx when
 // a retry is in vain.
 func (d *Delivery) targets(ctx context.Context, c *connector, item *queue.Item) ([]target, envelope.Reply) {
@@ -132,6 +135,7 @@ func (d *Delivery) exchangers(ctx context.Context, c *connector, domain string, 
 	records = slices.Clone(records)
 	rand.Shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
 	slices.SortStableFunc(records, func(a, b *dns.MX) int { return cmp.Compare(a.Preference, b.Preference) })
+	records = records[:min(len(records), maxExchangers)]
 	why := reply(550, "5.4.4", "no mail host of "+domain+" has an address")
 	var list []target
 	for _, mx := range records {
@@ -140,6 +144,7 @@ func (d *Delivery) exchangers(ctx context.Context, c *connector, domain string, 
 		if err != nil && !errors.Is(err, errNoName) {
 			why = reply(451, "4.4.3", "looking up "+host+": "+plainError(err))
 		}
+		ips = slices.DeleteFunc(ips, netip.Addr.IsUnspecified)
 		if d.isSelf(c, host, ips) {
 			list = slices.DeleteFunc(list, func(t target) bool { return t.pref == mx.Preference })
 			why = reply(550, "5.4.6", "mail for "+domain+" loops back to this host")
@@ -166,7 +171,11 @@ func (d *Delivery) literalTarget(c *connector, domain string) ([]target, envelop
 	if err != nil {
 		return nil, reply(550, "5.1.2", "bad address literal")
 	}
-	if d.isSelf(c, "", []netip.Addr{ip}) {
+	ip = ip.Unmap()
+	switch {
+	case ip.IsUnspecified():
+		return nil, reply(550, "5.4.4", domain+" is no host's address")
+	case d.isSelf(c, "", []netip.Addr{ip}):
 		return nil, reply(550, "5.4.6", "mail for "+domain+" loops back to this host")
 	}
 	return []target{{network: "tcp", address: net.JoinHostPort(ip.String(), strconv.Itoa(c.port()))}}, envelope.Reply{}
@@ -177,12 +186,15 @@ func (d *Delivery) isSelf(c *connector, host string, ips []netip.Addr) bool {
 	if host != "" && (strings.EqualFold(host, d.config.Host.Name) || strings.EqualFold(host, c.Fqdn)) {
 		return true
 	}
+	port := uint16(c.port())
 	return slices.ContainsFunc(ips, func(ip netip.Addr) bool {
-		return d.listening[netip.AddrPortFrom(ip, uint16(c.port()))]
+		// Who listens everywhere is at every loopback address, and not only at the one that its interface has.
+		everywhere := ip.IsLoopback() && d.listening[netip.AddrPortFrom(netip.IPv4Unspecified(), port)]
+		return everywhere || d.listening[netip.AddrPortFrom(ip, port)]
 	})
 }
 
-// listeners are the addresses of the receive connectors, with those of all interfaces for a wildcard.
+// listeners are the addresses of the receive connectors; for a wildcard 0.0.0.0 and those of all interfaces.
 func (d *Delivery) listeners() map[netip.AddrPort]bool {
 	set := map[netip.AddrPort]bool{}
 	for _, rc := range d.config.ReceiveConnectors {
@@ -205,7 +217,7 @@ func listenIPs(host string) []netip.Addr {
 	if err == nil && !ip.IsUnspecified() {
 		return []netip.Addr{ip.Unmap()}
 	}
-	var out []netip.Addr
+	out := []netip.Addr{netip.IPv4Unspecified()}
 	list, _ := net.InterfaceAddrs() // what cannot be listed is not found to be us by address
 	for _, a := range list {
 		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
