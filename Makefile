@@ -30,7 +30,7 @@ check: ## formatting, vet, staticcheck, the protocol's rules
 	go mod verify
 	$(TOOLS)/staticcheck ./...
 	cd sdk/agentpb && $(TOOLS)/buf lint
-	cd sdk/agentpb && $(TOOLS)/buf breaking --against released/1.0
+	cd sdk/agentpb && $(TOOLS)/buf breaking --against ../released/1.0
 
 check: $(TOOLS)/buf $(TOOLS)/staticcheck
 

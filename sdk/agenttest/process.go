@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"os"
 	"os/exec"
 	"strings"
@@ -217,10 +219,23 @@ func (p *process) ask(event *agentpb.Event, body []byte) (*agentpb.Answer, error
 			return nil, err
 		}
 	}
-	if err := p.stream.Send(&agentpb.EventsRequest{Events: []*agentpb.Event{event}}); err != nil {
+	request := &agentpb.EventsRequest{Events: []*agentpb.Event{event}}
+	grease(request, event, event.Session, event.Envelope)
+	if err := p.stream.Send(request); err != nil {
 		return nil, p.died(err)
 	}
 	return p.await(event.Id)
+}
+
+// grease adds fields that no version of the protocol has, as a later host may: an agent must pass over them.
+func grease(messages ...proto.Message) {
+	unknown := protowire.AppendString(protowire.AppendTag(nil, 19000-1, protowire.BytesType), "grease")
+	unknown = protowire.AppendVarint(protowire.AppendTag(unknown, 18000, protowire.VarintType), 1)
+	for _, m := range messages {
+		if r := m.ProtoReflect(); r.IsValid() {
+			r.SetUnknown(unknown)
+		}
+	}
 }
 
 func (p *process) await(id uint64) (*agentpb.Answer, error) {

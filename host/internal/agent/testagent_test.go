@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"google.golang.org/protobuf/encoding/protowire"
 	"io"
 	"net"
 	"os"
@@ -304,7 +305,7 @@ func (a *testAgent) Events(s grpc.BidiStreamingServer[agentpb.EventsRequest, age
 				continue
 			}
 			a.inFlight.Add(-1)
-			at = append(at, carryOn(e, ""))
+			at = append(at, greased(carryOn(e, "")))
 		}
 		if len(at) > 0 {
 			a.send(&agentpb.EventsResponse{Answers: at})
@@ -386,7 +387,13 @@ func (a *testAgent) handle(e *agentpb.Event, text string) {
 		a.server.Stop()
 		time.Sleep(time.Hour)
 	}
-	a.send(&agentpb.EventsResponse{Answers: []*agentpb.Answer{answer}})
+	a.send(&agentpb.EventsResponse{Answers: []*agentpb.Answer{greased(answer)}})
+}
+
+// greased adds a field that no version of the protocol has, as a later agent may: the host passes over it.
+func greased(answer *agentpb.Answer) *agentpb.Answer {
+	answer.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 18000, protowire.BytesType), "grease"))
+	return answer
 }
 
 // surroundings tells what the process sees of its host.
