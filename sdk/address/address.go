@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"strings"
 	"unicode/utf8"
+
+	"golang.org/x/net/idna"
 )
 
 // Limits of RFC 5321 section 4.5.3.1, in octets.
@@ -60,6 +62,22 @@ func (m Mailbox) String() string {
 
 // Key is m in the one form that tables and comparisons use: all in lower case.
 func (m Mailbox) Key() string { return strings.ToLower(m.String()) }
+
+// ASCIIDomain is domain in lower case with A-labels (RFC 5890 section 2.3.2.1), the form in which the spellings of one
+// name are the same. What has no such form only gets lower case. "*." of a pattern stays in front.
+func ASCIIDomain(domain string) string {
+	if isASCII(domain) {
+		return strings.ToLower(domain)
+	}
+	name, star := domain, ""
+	if below, ok := strings.CutPrefix(domain, "*."); ok {
+		name, star = below, "*."
+	}
+	if ascii, err := idna.Lookup.ToASCII(name); err == nil {
+		return star + ascii
+	}
+	return strings.ToLower(domain)
+}
 
 // Parse reads a mailbox without angle brackets. The empty string is the null reverse-path, and "postmaster"
 // needs no domain; all else is local@domain.

@@ -291,3 +291,15 @@ var isEmailDiffers = map[int]bool{
 	1:  true, // the empty address is the null reverse-path
 	71: true, // "::" for a single group: deprecated, and read by all
 }
+
+func TestASCIIDomain(t *testing.T) {
+	for domain, want := range map[string]string{
+		"b\u00fccher.example": "xn--bcher-kva.example", "B\u00dcCHER.Example": "xn--bcher-kva.example",
+		"XN--BCHER-KVA.example": "xn--bcher-kva.example", "Own.Example": "own.example", "[IPv6:::1]": "[ipv6:::1]",
+		"*.b\u00fccher.example": "*.xn--bcher-kva.example", "\u00fc_.example": "\u00fc_.example", "*": "*", "": "",
+	} {
+		if got := ASCIIDomain(domain); got != want {
+			t.Errorf("%q: got %q, want %q", domain, got, want)
+		}
+	}
+}

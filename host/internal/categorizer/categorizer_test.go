@@ -17,6 +17,7 @@ import (
 	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/directory"
+	"github.com/posternmail/postern/host/internal/dsn"
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -762,5 +763,25 @@ func BenchmarkProcess(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// One domain has several spellings: what the front takes is ours here too.
+func TestSpellingsOfADomain(t *testing.T) {
+	for _, domain := range []string{"b\u00fccher.example", "xn--bcher-kva.example"} {
+		r := newRig(t, func(c *config.Config) {
+			c.AcceptedDomains = append(c.AcceptedDomains, config.AcceptedDomain{Name: "b\u00fccher.example", Type: config.Authoritative})
+			c.SendConnectors[1].AddressSpaces = append(c.SendConnectors[1].AddressSpaces, config.AddressSpace{Pattern: "b\u00fccher.example", Cost: 1})
+			c.RemoteDomains = []config.RemoteDomain{{Name: "*"}}
+		})
+		if r.accepted.find(domain) == nil {
+			t.Errorf("%s is not accepted", domain)
+		}
+		if c, _ := r.router.choose(domain, 1); c == nil || c.Name != "hub" {
+			t.Errorf("%s is routed to %v", domain, c)
+		}
+		if !r.ReportsTo(domain, dsn.Failure) {
+			t.Errorf("%s counts as remote", domain)
+		}
 	}
 }

@@ -21,10 +21,11 @@ type acceptedDomains struct {
 func newAcceptedDomains(list []config.AcceptedDomain) acceptedDomains {
 	a := acceptedDomains{exact: map[string]*config.AcceptedDomain{}, below: map[string]*config.AcceptedDomain{}}
 	for i := range list {
-		if parent, ok := strings.CutPrefix(list[i].Name, "*."); ok {
+		name := address.ASCIIDomain(list[i].Name)
+		if parent, ok := strings.CutPrefix(name, "*."); ok {
 			a.below[parent] = &list[i]
 		} else {
-			a.exact[list[i].Name] = &list[i]
+			a.exact[name] = &list[i]
 		}
 	}
 	return a
@@ -32,7 +33,7 @@ func newAcceptedDomains(list []config.AcceptedDomain) acceptedDomains {
 
 // find is nil for a domain that is not accepted.
 func (a *acceptedDomains) find(domain string) *config.AcceptedDomain {
-	domain = strings.ToLower(domain)
+	domain = address.ASCIIDomain(domain)
 	if d := a.exact[domain]; d != nil {
 		return d
 	}
@@ -54,7 +55,7 @@ func (c *Categorizer) ReportsTo(domain string, kind dsn.Kind) bool {
 	var best *config.RemoteDomain
 	for i := range c.config.RemoteDomains {
 		d := &c.config.RemoteDomains[i]
-		if matches(d.Name, strings.ToLower(domain)) && (best == nil || len(d.Name) > len(best.Name)) {
+		if matches(address.ASCIIDomain(d.Name), address.ASCIIDomain(domain)) && (best == nil || len(d.Name) > len(best.Name)) {
 			best = d
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/sdk/address"
 )
 
 // chipSize is how many recipients a copy has at most (Exchange's ExpansionSizeLimit).
@@ -27,7 +28,7 @@ func newRouter(connectors []config.SendConnector) router {
 	r := router{spaces: map[string][]candidate{}}
 	for i := range connectors {
 		for _, s := range connectors[i].AddressSpaces {
-			pattern := strings.ToLower(s.Pattern)
+			pattern := address.ASCIIDomain(s.Pattern)
 			r.spaces[pattern] = append(r.spaces[pattern], candidate{&connectors[i], s.Cost})
 		}
 	}
@@ -42,7 +43,7 @@ func newRouter(connectors []config.SendConnector) router {
 // choose finds the connector for a message of size bytes to domain. Connectors that do not take the size are
 // left out first, so a wider address space may get the message; tooSmall says that only those matched.
 func (r *router) choose(domain string, size int64) (c *config.SendConnector, tooSmall bool) {
-	for _, pattern := range patterns(strings.ToLower(domain)) {
+	for _, pattern := range patterns(address.ASCIIDomain(domain)) {
 		for _, cand := range r.spaces[pattern] {
 			if limit := cand.connector.MaxMessageSize; limit > 0 && size > limit {
 				tooSmall = true

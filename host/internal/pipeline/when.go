@@ -55,12 +55,10 @@ func (p *Pipeline) accepts(m address.Mailbox) bool {
 	if m.Domain == "" {
 		return true
 	}
+	domain := address.ASCIIDomain(m.Domain)
 	for i := range p.options.Accepted {
-		name := p.options.Accepted[i].Name
-		if strings.EqualFold(name, m.Domain) {
-			return true
-		}
-		if parent, ok := strings.CutPrefix(name, "*"); ok && len(m.Domain) > len(parent) && strings.HasSuffix(strings.ToLower(m.Domain), parent) {
+		name := address.ASCIIDomain(p.options.Accepted[i].Name)
+		if below, ok := strings.CutPrefix(name, "*"); domain == name || ok && strings.HasSuffix(domain, below) {
 			return true
 		}
 	}

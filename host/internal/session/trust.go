@@ -5,10 +5,9 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/net/idna"
-
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/sdk/address"
 )
 
 // Permissions of a receive connector.
@@ -54,27 +53,14 @@ func (s *Session) permitsUsers() bool {
 
 // accepts reports whether domain is one that mail is taken for.
 func (s *Session) accepts(domain string) bool {
-	domain = ascii(domain)
+	domain = address.ASCIIDomain(domain)
 	return slices.ContainsFunc(s.deps.Config.AcceptedDomains, func(a config.AcceptedDomain) bool {
-		name := ascii(a.Name)
+		name := address.ASCIIDomain(a.Name)
 		if suffix, ok := strings.CutPrefix(name, "*"); ok {
 			return strings.HasSuffix(domain, suffix) && len(domain) > len(suffix)
 		}
 		return domain == name
 	})
-}
-
-// ascii is the A-label form of a domain, in which two spellings of one name are the same.
-func ascii(domain string) string {
-	for i := 0; i < len(domain); i++ {
-		if domain[i] >= 0x80 {
-			if a, err := idna.Lookup.ToASCII(domain); err == nil {
-				return a
-			}
-			break
-		}
-	}
-	return strings.ToLower(domain)
 }
 
 // ownDomain is the one that <postmaster> without a domain belongs to (RFC 5321 section 4.5.1).
