@@ -430,6 +430,7 @@ func TestRefusedMessages(t *testing.T) {
 		"size":        {"a: b\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", 15000), "552 5.3.4 Message size exceeds fixed maximum message size [id]"},
 		"header size": {strings.Repeat("a: "+strings.Repeat("x", 70)+"\r\n", 1000) + "\r\nx\r\n", "552 5.3.4 Header size exceeds fixed maximum size [id]"},
 		"header line": {"a: " + strings.Repeat("x", 996) + "\r\n\r\nx\r\n", "554 5.6.0 Header line longer than 998 octets [id]"},
+		"header fold": {" via evil\r\na: b\r\n\r\nx\r\n", "554 5.6.0 Message header begins with white space [id]"},
 		"header NUL":  {"a: \x00\r\n\r\nx\r\n", "554 5.6.0 NUL in message header [id]"},
 		"hops":        {hops + "\r\nx\r\n", "554 5.4.6 Hop count exceeded - possible mail loop [id]"},
 	}

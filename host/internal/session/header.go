@@ -18,6 +18,9 @@ func checkHeader(h []byte, maxHops int) envelope.Reply {
 	if bytes.IndexByte(h, 0) >= 0 {
 		return headerNUL
 	}
+	if len(h) > 0 && (h[0] == ' ' || h[0] == '\t') {
+		return headerFold // it would go on the field that we put in front
+	}
 	hops := 0
 	for len(h) > 0 {
 		line := firstLine(h)

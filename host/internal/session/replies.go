@@ -47,6 +47,7 @@ var (
 	tooLarge        = envelope.Reply{Code: 552, Enhanced: "5.3.4", Text: "Message size exceeds fixed maximum message size"}
 	headerTooLarge  = envelope.Reply{Code: 552, Enhanced: "5.3.4", Text: "Header size exceeds fixed maximum size"}
 	headerLine      = envelope.Reply{Code: 554, Enhanced: "5.6.0", Text: "Header line longer than 998 octets"}
+	headerFold      = envelope.Reply{Code: 554, Enhanced: "5.6.0", Text: "Message header begins with white space"}
 	headerNUL       = envelope.Reply{Code: 554, Enhanced: "5.6.0", Text: "NUL in message header"}
 	tooManyRcpts    = envelope.Reply{Code: 452, Enhanced: "4.5.3", Text: "Too many recipients"}
 	unableToRelay   = envelope.Reply{Code: 550, Enhanced: "5.7.1", Text: "Unable to relay"}
