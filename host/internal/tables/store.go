@@ -2,6 +2,7 @@ package tables
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -20,6 +21,8 @@ type Options struct {
 	Logger hclog.Logger     // nil: no log
 	Clock  func() time.Time // nil: time.Now
 	Sync   time.Duration    // how long a write may be in memory only; 0: 500 ms
+	// ReserveBytes of disk space must be free for rows to change; 0: 256 MiB.
+	ReserveBytes uint64
 }
 
 const (
@@ -45,6 +48,7 @@ type disk struct {
 	oldest   map[string][]byte      // age key of the row evicted last, by table
 	dirty    bool
 	closed   bool
+	space    space
 
 	stop chan struct{}
 	done sync.WaitGroup
@@ -74,6 +78,7 @@ func Open(dir string, o Options) (Store, error) {
 		return nil, fmt.Errorf("opening the tables in %s: %w", dir, err)
 	}
 	d := &disk{db: db, options: o, rows: map[string]int{}, prefixes: map[string]*prefixTree{}, oldest: map[string][]byte{}, stop: make(chan struct{})}
+	d.space = space{dir: dir, reserve: cmp.Or(o.ReserveBytes, defaultReserve)}
 	if err := d.count(); err != nil {
 		_ = db.Close()
 		return nil, fmt.Errorf("reading the tables in %s: %w", dir, err)
@@ -208,7 +213,7 @@ func (d *disk) plant(table string) *prefixTree {
 func (d *disk) Apply(writes []Write) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed || !d.hasRoom() {
 		return
 	}
 	now := d.options.Clock()
@@ -490,7 +495,7 @@ func (d *disk) Names() map[string]int {
 func (d *disk) Replace(table string, rows []Row) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed || !d.hasRoom() {
 		return
 	}
 	now := d.options.Clock()
@@ -532,7 +537,7 @@ func (c *changes) clear(table string) {
 func (d *disk) sweep() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed || !d.hasRoom() {
 		return
 	}
 	now := d.options.Clock()

@@ -331,3 +331,23 @@ func BenchmarkApply(b *testing.B) {
 		s.Apply([]Write{{Table: "t", Key: fmt.Sprint(n), Op: PutIfAbsent, Value: []byte(`{"Passed":1}`), TTL: time.Hour, MaxRows: 1000, EventID: fmt.Sprint(n)}})
 	}
 }
+
+// With a disk that is nearly full nothing changes any more, and what is there is found.
+func TestNoRoom(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	s := open(t, dir, c)
+	s.Apply([]Write{{Table: "t", Key: "old", Op: Put, Value: []byte(`{"n":1}`)}})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	full, err := Open(dir, Options{Clock: c.Now, ReserveBytes: 1 << 62})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	full.Apply([]Write{{Table: "t", Key: "new", Op: Put, Value: []byte(`{"n":2}`)}, {Table: "t", Key: "old", Op: Delete}})
+	full.Replace("t", nil)
+	if old, fresh := value(full, "t", "old"), value(full, "t", "new"); old != `{"n":1}` || fresh != "-" {
+		t.Errorf("old %s, new %s", old, fresh)
+	}
+}
