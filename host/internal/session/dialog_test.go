@@ -580,9 +580,10 @@ func TestEnvelopeReachesTheItem(t *testing.T) {
 }
 
 func TestStoreFails(t *testing.T) {
-	for reply, err := range map[string]error{
-		"452 4.3.1 Insufficient system resources [id]":              syscall.ENOSPC,
-		"451 4.3.0 Message could not be kept, try again later [id]": errors.New("broken"),
+	for err, reply := range map[error]string{
+		syscall.ENOSPC:       "452 4.3.1 Insufficient system resources [id]",
+		queue.ErrFull:        "452 4.3.1 Insufficient system resources [id]",
+		errors.New("broken"): "451 4.3.0 Message could not be kept, try again later [id]",
 	} {
 		s := usual()
 		s.spool, s.quiet = &spool{fail: err}, true

@@ -218,7 +218,7 @@ func (d *draft) failed(what string, err error) {
 
 // storeReply tells a full disk from other failures.
 func storeReply(err error) envelope.Reply {
-	if errors.Is(err, syscall.ENOSPC) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, queue.ErrFull) {
 		return noResources
 	}
 	return notKept
