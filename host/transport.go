@@ -110,7 +110,7 @@ func (t *transport) process(taking, delivering context.Context, item *queue.Item
 	if item.Expires.Before(t.now()) {
 		return t.expire(item)
 	}
-	if item.Routed && t.delivery.Knows(item.Hop) {
+	if item.Routed && t.delivery.Knows(item) {
 		return t.deliver(delivering, item)
 	}
 	result, err := t.categorizer.Process(taking, item)

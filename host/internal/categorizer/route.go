@@ -79,19 +79,6 @@ type hop struct {
 	reason   string
 }
 
-// hopName is "connector/next", next being the domain for DNS routing, and otherwise the connector's own target.
-func hopName(c *config.SendConnector, domain string) string {
-	switch {
-	case c.DNS:
-		return c.Name + "/" + strings.ToLower(domain)
-	case c.LMTP != "":
-		return c.Name + "/lmtp"
-	case c.DropDirectory != "":
-		return c.Name + "/drop"
-	}
-	return c.Name + "/" + strings.Join(c.SmartHosts, ",")
-}
-
 // hopOf routes one recipient by its domain, or the one an agent gave.
 func (p *pass) hopOf(r *envelope.Recipient, size int64) hop {
 	domain := r.Address.Domain
@@ -105,7 +92,7 @@ func (p *pass) hopOf(r *envelope.Recipient, size int64) hop {
 	h := hop{}
 	switch {
 	case c != nil:
-		h.name = hopName(c, domain)
+		h.name = c.Hop(domain)
 	case tooSmall:
 		h.enhanced = "5.3.4"
 		h.reason = fmt.Sprintf("message of %d bytes is too big for every send connector that matches", size)

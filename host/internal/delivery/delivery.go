@@ -85,11 +85,20 @@ func New(o Options) (*Delivery, error) {
 // Close ends idle connections. Deliveries still under way end theirs themselves.
 func (d *Delivery) Close() { d.pool.close() }
 
-// Knows reports whether the connector of an item's Hop still exists. An item of another one is to be
-// categorized again.
-func (d *Delivery) Knows(hop string) bool {
-	name, _ := SplitHop(hop)
-	return d.connectors[name] != nil
+// Knows reports whether the Hop of a routed item is still the way of all its pending recipients: its send connector
+// exists and has the target that it had. An item of another way is to be categorized again.
+func (d *Delivery) Knows(item *queue.Item) bool {
+	name, _ := SplitHop(item.Hop)
+	c := d.connectors[name]
+	if c == nil {
+		return false
+	}
+	for _, r := range pending(item) {
+		if c.Hop(cmp.Or(r.Route, r.Address.Domain)) != item.Hop {
+			return false
+		}
+	}
+	return true
 }
 
 // SplitHop takes an item's Hop apart: the name of the send connector and the next-hop domain or host.

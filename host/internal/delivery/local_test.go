@@ -117,8 +117,38 @@ func TestUnknownConnector(t *testing.T) {
 	item := testItem("a@x.example")
 	item.Hop = "gone/x.example"
 	want(t, one(t, d, item), envelope.Pending, "4.3.5")
-	if d.Knows(item.Hop) || !d.Knows("out/drop") {
-		t.Error("Knows is wrong")
+	if d.Knows(item) {
+		t.Error("a hop of a connector that is gone counts as known")
+	}
+}
+
+// A connector that has got another target since an item was routed is not its way any more: a list of smart hosts is no
+// domain to look up, and would fail the message.
+func TestKnows(t *testing.T) {
+	smart, toDNS := config.SendConnector{SmartHosts: []string{"a.example", "b.example:26"}}, config.SendConnector{DNS: true}
+	drop, lmtp := config.SendConnector{DropDirectory: "/drop"}, config.SendConnector{LMTP: "unix:/socket"}
+	for _, test := range []struct {
+		connector config.SendConnector
+		hop       string
+		known     bool
+	}{
+		{smart, "out/a.example,b.example:26", true}, {smart, "out/a.example", false}, {smart, "out/x.example", false},
+		{toDNS, "out/x.example", true}, {toDNS, "out/a.example,b.example:26", false}, {toDNS, "out/a.example", false},
+		{toDNS, "out/drop", false}, {toDNS, "out/lmtp", false},
+		{drop, "out/drop", true}, {drop, "out/x.example", false}, {lmtp, "out/lmtp", true}, {lmtp, "out/drop", false},
+	} {
+		d := testDelivery(t, test.connector)
+		item := testItem("a@X.example")
+		item.Hop = test.hop
+		if d.Knows(item) != test.known {
+			t.Errorf("%+v knows %q: %v", test.connector, test.hop, !test.known)
+		}
+	}
+	d := testDelivery(t, toDNS)
+	item := testItem("a@x.example")
+	item.Mail.Recipients[0].Route, item.Hop = "y.example", "out/y.example"
+	if !d.Knows(item) {
+		t.Error("the way that an agent gave is not known")
 	}
 }
 
