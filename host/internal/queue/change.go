@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -168,7 +169,15 @@ func (s *diskStore) head(id string) (head, error) {
 	return h, nil
 }
 
-func unreadable(id string, err error) error { return fmt.Errorf("%w %s: %w", ErrUnreadable, id, err) }
+// unreadable takes err for damage, unless the system has run out of something: that passes.
+func unreadable(id string, err error) error {
+	for _, short := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		if errors.Is(err, short) {
+			return fmt.Errorf("reading %s: %w", id, err)
+		}
+	}
+	return fmt.Errorf("%w %s: %w", ErrUnreadable, id, err)
+}
 
 // stage puts the change into the engine, in an order with all others. It is not synced yet.
 func (c *change) stage() (batch *pebble.Batch, err error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sys/unix"
 
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -245,4 +246,66 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestDescriptorsRunOut: what cannot be read for want of descriptors is not taken for damaged, but tried again soon.
+func TestDescriptorsRunOut(t *testing.T) {
+	b := newBench(t, edge)
+	b.commitLarge("m")
+	b.restart()
+	b.clock.advance(time.Second)
+	release := noDescriptors(t)
+	b.TryDue()
+	release()
+	b.wantStates(map[string]string{"m": "ready"})
+	b.wantNone()
+	b.clock.advance(2 * time.Minute)
+	if item := b.due(); item.ID != "m" {
+		t.Fatalf("due: %s", item.ID)
+	}
+}
+
+// TestResumeOfWhatCanBeReadAgain: an operator has put a missing body file back.
+func TestResumeOfWhatCanBeReadAgain(t *testing.T) {
+	b := newBench(t, edge)
+	b.commitLarge("m")
+	b.restart()
+	files, err := filepath.Glob(filepath.Join(b.dir, "bodies", "*"))
+	must(t, err)
+	must(t, os.Rename(files[0], files[0]+".away"))
+	b.clock.advance(time.Second)
+	b.TryDue()
+	b.wantStates(map[string]string{"m": "parked"})
+	must(t, os.Rename(files[0]+".away", files[0]))
+	b.must(b.Resume("m"))
+	if item := b.due(); item.ID != "m" || item.Mail.Body.Size() != 100_000 {
+		t.Fatalf("due: %s", item.ID)
+	}
+}
+
+// commitLarge adds an item with a body in a file.
+func (b *bench) commitLarge(id string) {
+	b.t.Helper()
+	w, err := b.NewBody()
+	b.must(err)
+	_, err = w.Write(storetest.Octets(1, 100_000))
+	b.must(err)
+	body, err := w.Finish()
+	b.must(err)
+	item := storetest.Item(id, header(id), body)
+	item.Received, item.Next, item.Expires = time.Time{}, time.Time{}, time.Time{}
+	b.must(b.Commit(item))
+}
+
+// noDescriptors keeps the process from opening anything until release is called.
+func noDescriptors(t *testing.T) (release func()) {
+	t.Helper()
+	var before unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	next, err := os.Open(os.DevNull)
+	must(t, err)
+	low := unix.Rlimit{Cur: uint64(next.Fd()), Max: before.Max}
+	must(t, next.Close())
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	return func() { must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before)) }
 }

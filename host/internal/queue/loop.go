@@ -532,10 +532,15 @@ func (q *Queue) Suspend(id string) error {
 	return q.operate("suspending", id, suspend, toSuspended)
 }
 
-// Resume makes a suspended or parked item due.
+// Resume makes a suspended or parked item due. One that could not be read is parked in the schedule alone.
 func (q *Queue) Resume(id string) error {
+	parked := false
+	q.ask(func() {
+		sl := q.schedule.slots[id]
+		parked = sl != nil && sl.state == Parked
+	})
 	return q.operate("resuming", id, nothing, func(item *Item) error {
-		if item.State != Suspended && item.State != Parked {
+		if !parked && item.State != Suspended && item.State != Parked {
 			return fmt.Errorf("it is %s: %w", item.State, ErrState)
 		}
 		q.restart(item)
