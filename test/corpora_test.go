@@ -186,7 +186,7 @@ func unchanged(got, sent string) (added string, separated, ok bool) {
 }
 
 // mayRefuse reports whether a refusal is true of the message: NUL or an over-long line in its header, a header
-// larger than the limit.
+// larger than the limit or one that begins with white space.
 func mayRefuse(m []byte, reply string) bool {
 	header, _, found := bytes.Cut(m, []byte("\r\n\r\n"))
 	if !found {
@@ -195,7 +195,7 @@ func mayRefuse(m []byte, reply string) bool {
 	if !strings.HasPrefix(reply, "5") {
 		return false
 	}
-	if bytes.IndexByte(header, 0) >= 0 || len(header) > 256<<10 {
+	if bytes.IndexByte(header, 0) >= 0 || len(header) > 256<<10 || header[0] == ' ' || header[0] == '\t' {
 		return true
 	}
 	for _, line := range bytes.Split(header, []byte("\r\n")) {
