@@ -24,7 +24,7 @@ type judge struct {
 }
 
 func newJudge(cfg judgeConfig, r *sdk.Registrar) (*judge, error) {
-	r.OnEndOfData(sdk.MayChange(sdk.Verdicts, sdk.Headers))
+	r.OnEndOfData(sdk.MayChange(sdk.Verdicts, sdk.Headers), sdk.MayKeepCopy)
 	return &judge{cfg, sdk.UseTable[seenRow](r, "seen", sdk.Key(sdk.Sender, sdk.Recipient))}, nil
 }
 
@@ -46,6 +46,9 @@ func (j *judge) OnEndOfData(_ context.Context, e *sdk.DataEvent) sdk.Verdict {
 		return sdk.Reject(550, "5.7.1", "Not wanted here").Because("unwanted", j.Unwanted)
 	case strings.Contains(e.Message.Subject, "odd"):
 		return sdk.Quarantine().Because("odd", "")
+	}
+	if strings.Contains(e.Message.Subject, "interesting") {
+		return sdk.Continue().KeepCopy("interesting")
 	}
 	return sdk.Continue().Edit(sdk.AddHeader("X-Judge", "fine"))
 }

@@ -212,6 +212,7 @@ func TestRealHost(t *testing.T) {
 	t.Run("quarantine", func(t *testing.T) { testQuarantine(t, h) })
 	t.Run("verify", func(t *testing.T) {
 		h.want([]string{"verify", "--to", "bob@example.org"}, "accepted", "judge 1.0.0", "done           delivered after")
+		h.want([]string{"verify", "--to", "bob@example.org", "--subject", "interesting"}, "kept a copy in quarantine by judge", "done           delivered after")
 		r := h.run("verify", "--to", "nobody@example.org")
 		if r.exit != 1 || !strings.Contains(r.stdout, "550 5.1.1 No such user") {
 			t.Errorf("%+v", r)

@@ -338,6 +338,7 @@ var verifyEnds = map[string]bool{
 
 func (v *verification) tell(r *tracking.Record) (done bool, err error) {
 	good, end := verifyEnds[r.Event]
+	end = end && !r.Beside()
 	if err := v.scenes(r, !end || good); err != nil {
 		return true, err
 	}

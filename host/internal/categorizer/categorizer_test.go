@@ -650,6 +650,9 @@ func TestSpawnsAndCopies(t *testing.T) {
 			}
 		}
 	}
+	if line := r.ledger.find(tracking.Quarantine); !line.Beside() || line.Reason != "look" {
+		t.Errorf("ledger of a copy: %+v", line)
+	}
 	if spawned != 2 || kept != 2 || len(res.Children) != 6 {
 		t.Errorf("%d spawned, %d kept of %d", spawned, kept, len(res.Children))
 	}

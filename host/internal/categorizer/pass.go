@@ -28,6 +28,7 @@ type pass struct {
 	result   Result
 	stopped  bool                  // result.Item is decided: the whole item waits, is put off or parked
 	extra    []*queue.Item         // spawned, kept, quarantined
+	kept     map[*queue.Item]bool  // of extra: copies beside the delivery
 	later    []postponed           // recipients to be categorized again
 	failed   []*envelope.Recipient // for good; Reply says why
 	silent   []*envelope.Recipient // failed without a notification
@@ -399,6 +400,10 @@ func (p *pass) keepCopies(kind agentpb.EventKind, nth int, copies []pipeline.Cop
 		item.State, item.Agent, item.Reason = queue.Quarantined, k.Agent, k.Reason
 		item.Expires = p.started.Add(p.config.Quarantine.ExpireAfter)
 		p.extra = append(p.extra, &item)
+		if p.kept == nil {
+			p.kept = map[*queue.Item]bool{}
+		}
+		p.kept[&item] = true
 	}
 }
 

@@ -59,6 +59,8 @@ func (p *pass) recordChild(child *queue.Item) {
 	rec.Agent, rec.Reason = child.Agent, child.Reason
 	status := ""
 	switch {
+	case p.kept[child]:
+		rec.Event, status = tracking.Quarantine, tracking.Copied
 	case child.State == queue.Quarantined:
 		rec.Event, status = tracking.Quarantine, "quarantined"
 	case child.State == queue.Parked:

@@ -599,6 +599,10 @@ func TestItemsOfOneCommit(t *testing.T) {
 	if kept.Reason != "for later" || kept.Agent != "mock" || content(t, kept) != simple {
 		t.Errorf("copy %+v", kept)
 	}
+	line := h.ledger.wait(t, tracking.Quarantine, 1)[0]
+	if line.Item != kept.ID || line.Agent != "mock" || line.Reason != "for later" || !line.Beside() || line.Message != mail.ID {
+		t.Errorf("ledger of the copy: %+v", line)
+	}
 	if report.Mail.Recipients[0].Address.String() != "a@x.test" || !strings.Contains(content(t, report), "c@elsewhere.test") || strings.Contains(content(t, report), "b@elsewhere.test") {
 		t.Errorf("report %+v", report)
 	}

@@ -164,6 +164,11 @@ func (b *builder) copies() {
 		item.State, item.Agent, item.Reason = queue.Quarantined, c.Agent, c.Reason
 		item.Expires = b.v.now.Add(b.s.deps.Config.Quarantine.ExpireAfter)
 		b.items = append(b.items, &item)
+		b.record(tracking.Quarantine, c.Mail, fate{agent: c.Agent, reason: c.Reason})
+		recipients := b.records[len(b.records)-1].Recipients
+		for i := range recipients {
+			recipients[i].Status = tracking.Copied
+		}
 	}
 }
 

@@ -67,8 +67,17 @@ type Record struct {
 // Recipient of a Record.
 type Recipient struct {
 	Address string `json:"address"`
-	Status  string `json:"status,omitempty"` // "delivered", "deferred", "failed", "discarded", "quarantined", "rejected"
+	Status  string `json:"status,omitempty"` // "delivered", "deferred", "failed", "discarded", "quarantined", "rejected", Copied
 	Reply   string `json:"reply,omitempty"`
+}
+
+// Copied is the status of recipients in the Quarantine record of a copy that an agent had kept beside the delivery: it
+// says nothing about what becomes of their mail.
+const Copied = "copied"
+
+// Beside reports whether r is about a copy that was kept beside the delivery.
+func (r *Record) Beside() bool {
+	return r.Event == Quarantine && len(r.Recipients) > 0 && r.Recipients[0].Status == Copied
 }
 
 // Counts of a session.

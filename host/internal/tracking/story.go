@@ -240,6 +240,9 @@ func (r *Record) text() string {
 	case Drop:
 		return "dropped" + r.by()
 	case Quarantine:
+		if r.Beside() {
+			return "kept a copy in quarantine" + r.by()
+		}
 		return "kept in quarantine" + r.by()
 	case Release:
 		return "released from quarantine" + r.by()
@@ -458,8 +461,12 @@ var endings = [...]struct{ event, words string }{
 func ending(base string, records []Record) string {
 	lastEvent := map[string]string{}
 	accepted, refused := false, false
+	beside := map[string]bool{} // items that are copies kept beside the delivery
 	for _, r := range records {
 		switch {
+		case r.Beside():
+			beside[r.Item] = true
+		case beside[r.Item] && (r.Event == Drop || r.Event == Release):
 		case r.Event == Receive:
 			accepted = true
 		case r.Event == Reject && belongs(r.Message, base):

@@ -7,6 +7,13 @@ func said(event, item string) Record {
 	return Record{Event: event, Item: item, Message: "m.1", Recipients: []Recipient{{Address: "A@x.example"}}}
 }
 
+// copied is a line about a copy that is kept beside the delivery.
+func copied(event, item string) Record {
+	r := said(event, item)
+	r.Recipients[0].Status = Copied
+	return r
+}
+
 func TestEnding(t *testing.T) {
 	for _, one := range []struct {
 		name    string
@@ -21,6 +28,10 @@ func TestEnding(t *testing.T) {
 		{"released", []Record{said(Receive, ""), said(Quarantine, "m.1"), said(Release, "m.1")}, "accepted"},
 		{"a kept copy is deleted after the delivery", []Record{said(Receive, ""), said(Send, "m.1"), said(Drop, "m.1-copy")}, "delivered to 1 recipient"},
 		{"a kept copy is released after the delivery", []Record{said(Receive, ""), said(Send, "m.1"), said(Release, "m.1-copy")}, "delivered to 1 recipient"},
+		{"a kept copy is deleted while the mail waits", []Record{said(Receive, ""), copied(Quarantine, "m.1-copy"), said(Defer, "m.1"), said(Drop, "m.1-copy")}, "put off for 1 recipient"},
+		{"a kept copy is released while the mail waits", []Record{said(Receive, ""), said(Defer, "m.1"), copied(Quarantine, "m.1-copy"), said(Release, "m.1-copy")}, "put off for 1 recipient"},
+		{"a copy is kept", []Record{said(Receive, ""), copied(Quarantine, "m.1-copy")}, "accepted"},
+		{"a copy is kept after the delivery", []Record{said(Receive, ""), said(Send, "m.1"), copied(Quarantine, "m.1-copy")}, "delivered to 1 recipient"},
 		{"a kept copy is deleted after the failure", []Record{said(Receive, ""), said(Fail, "m.1"), said(Drop, "m.1-copy")}, "failed for 1 recipient"},
 	} {
 		t.Run(one.name, func(t *testing.T) {
