@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -19,6 +22,7 @@ type BodyReader struct {
 	mu     sync.RWMutex
 	data   []byte // inline or mapped
 	source io.ReaderAt
+	file   int // descriptor that data is mapped from; 0: none
 	close  func()
 	err    error
 }
@@ -62,11 +66,27 @@ func (b *BodyReader) ReadAt(p []byte, off int64) (int, error) {
 // Reader reads from the start.
 func (b *BodyReader) Reader() io.Reader { return io.NewSectionReader(b, 0, b.have) }
 
+// File opens the descriptor that the body came with a second time, to hand it to another program; the caller closes it. It is
+// read-only, holds Size octets and stays open beyond the handler. Bodies that came with their event have none: then
+// file is nil.
+func (b *BodyReader) File() (file *os.File, err error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.err != nil || b.file == 0 {
+		return nil, b.err
+	}
+	fd, err := unix.FcntlInt(uintptr(b.file), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor of the body: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "body"), nil
+}
+
 // end makes later reads fail and lets go of the memory.
 func (b *BodyReader) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.err, b.data, b.source = ErrBodyClosed, nil, nil
+	b.err, b.data, b.source, b.file = ErrBodyClosed, nil, nil, 0
 	if b.close != nil {
 		b.close()
 		b.close = nil

@@ -169,20 +169,33 @@ func (s *sideSocket) body(ec *eventContext, p *agentpb.Body) *BodyReader {
 	if err != nil {
 		return &BodyReader{size: size, err: err}
 	}
-	defer unix.Close(fd)
+	data, err := mapped(fd, size)
+	if err != nil || len(data) == 0 {
+		unix.Close(fd)
+		return &BodyReader{size: size, err: err}
+	}
+	release := func() {
+		unix.Munmap(data)
+		unix.Close(fd)
+	}
+	return &BodyReader{size: size, have: size, data: data, file: fd, close: release}
+}
+
+// mapped octets of a descriptor.
+func mapped(fd int, size int64) ([]byte, error) {
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
-		return &BodyReader{size: size, err: fmt.Errorf("body: %w", err)}
+		return nil, fmt.Errorf("body: %w", err)
 	}
 	if stat.Size < size { // reading beyond the end of a mapped file would kill the process
-		return &BodyReader{size: size, err: fmt.Errorf("body has %d of %d octets", stat.Size, size)}
+		return nil, fmt.Errorf("body has %d of %d octets", stat.Size, size)
 	}
 	if size == 0 {
-		return &BodyReader{}
+		return nil, nil
 	}
 	data, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return &BodyReader{size: size, err: fmt.Errorf("cannot map the body: %w", err)}
+		return nil, fmt.Errorf("cannot map the body: %w", err)
 	}
-	return &BodyReader{size: size, have: size, data: data, close: func() { unix.Munmap(data) }}
+	return data, nil
 }
