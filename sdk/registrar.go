@@ -19,6 +19,7 @@ type Registrar struct {
 	logger      hclog.Logger
 	instance    string
 	stateDir    string
+	health      *Health
 	validating  bool
 	diagnostics []*agentpb.Diagnostic
 	tables      []*tableUse
@@ -32,7 +33,7 @@ func newRegistrar(def *definition, host *agentpb.HostFacts, instance, stateDir s
 	if instance == "" {
 		instance = def.info.Name
 	}
-	return &Registrar{host: hostOf(host), logger: logger, instance: instance, stateDir: stateDir}
+	return &Registrar{host: hostOf(host), logger: logger, instance: instance, stateDir: stateDir, health: newHealth(logger)}
 }
 
 // Host facts.
@@ -47,6 +48,9 @@ func (r *Registrar) Instance() string { return r.instance }
 
 // StateDir is a folder that the agent may write and that outlives its processes. All of them share it.
 func (r *Registrar) StateDir() string { return r.stateDir }
+
+// Health is where the agent says what it has to work without.
+func (r *Registrar) Health() *Health { return r.health }
 
 // Validating reports whether the result of New will be thrown away: nothing may be started or written.
 func (r *Registrar) Validating() bool { return r.validating }

@@ -23,10 +23,14 @@ type service struct {
 
 	configuring sync.Mutex
 	current     atomic.Pointer[generation]
+
+	mu      sync.Mutex
+	streams map[*eventStream]bool // those open
 }
 
 func newService(def *definition, logger hclog.Logger, side *sideSocket) *service {
-	return &service{def: def, logger: logger, bodies: &bodySource{side, newChunkedBodies()}, work: newWorkers(maxHandlers)}
+	return &service{def: def, logger: logger, bodies: &bodySource{side, newChunkedBodies()}, work: newWorkers(maxHandlers),
+		streams: map[*eventStream]bool{}}
 }
 
 func (s *service) Describe(context.Context, *agentpb.DescribeRequest) (*agentpb.DescribeResponse, error) {
@@ -54,8 +58,11 @@ func (s *service) Configure(_ context.Context, req *agentpb.ConfigureRequest) (*
 		return &agentpb.ConfigureResponse{Diagnostics: r.diagnostics}, nil
 	}
 	if old := s.current.Swap(g); old != nil {
+		old.health.follow(func() {})
 		old.retire()
 	}
+	g.health.follow(s.tellHealth)
+	s.tellHealth() // what the old configuration missed may be no matter now
 	s.logger.Debug("configured", "generation", req.GetGeneration())
 	return &agentpb.ConfigureResponse{Diagnostics: r.diagnostics, Subscriptions: g.subscriptions}, nil
 }
@@ -82,6 +89,29 @@ func (s *service) build(config []byte, r *Registrar) (g *generation) {
 	return g
 }
 
+// tellHealth has every stream tell the host what is missing now.
+func (s *service) tellHealth() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for es := range s.streams {
+		es.tellHealth()
+	}
+}
+
+// open and over keep count of the streams.
+func (s *service) open(es *eventStream) {
+	s.mu.Lock()
+	s.streams[es] = true
+	s.mu.Unlock()
+	es.tellHealth()
+}
+
+func (s *service) over(es *eventStream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, es)
+}
+
 // Drain is answered when nothing is in flight.
 func (s *service) Drain(ctx context.Context, _ *agentpb.DrainRequest) (*agentpb.DrainResponse, error) {
 	if err := s.work.idle(ctx); err != nil {
@@ -97,6 +127,7 @@ type generation struct {
 	handlers      handlers
 	subscriptions []*agentpb.Subscription
 	logger        hclog.Logger
+	health        *Health
 
 	mu      sync.Mutex
 	events  int // being handled
@@ -104,7 +135,7 @@ type generation struct {
 }
 
 func newGeneration(agent any, r *Registrar) *generation {
-	g := &generation{agent: agent, instance: r.instance, handlers: findHandlers(agent), logger: r.logger}
+	g := &generation{agent: agent, instance: r.instance, handlers: findHandlers(agent), logger: r.logger, health: r.health}
 	g.subscriptions = r.subscriptions(agent, &g.handlers)
 	return g
 }

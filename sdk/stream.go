@@ -27,6 +27,8 @@ type eventStream struct {
 	answers  []*agentpb.Answer
 	progress []*agentpb.Progress
 	pong     *agentpb.Pong
+	health   *agentpb.Health
+	ailing   bool // the host was told that something is missing
 	active   map[uint64]*eventContext
 }
 
@@ -48,7 +50,9 @@ func (s *service) serveEvents(stream messages) error {
 	}
 	var writing sync.WaitGroup
 	writing.Go(es.write)
+	s.open(es)
 	err := es.read()
+	s.over(es)
 	close(es.done)
 	es.cancelAll()
 	writing.Wait()
@@ -82,6 +86,20 @@ func (es *eventStream) read() error {
 func (es *eventStream) setPong(nonce uint64) {
 	es.mu.Lock()
 	es.pong = &agentpb.Pong{Nonce: nonce, InFlight: uint32(es.service.work.inFlight())}
+	es.mu.Unlock()
+	es.signal()
+}
+
+// tellHealth sends what the agent misses now. A new stream need not be told that nothing is missing.
+func (es *eventStream) tellHealth() {
+	g := es.service.current.Load()
+	if g == nil {
+		return
+	}
+	es.mu.Lock()
+	if h := g.health.message(); len(h.Degraded) > 0 || es.ailing {
+		es.health, es.ailing = h, len(h.Degraded) > 0
+	}
 	es.mu.Unlock()
 	es.signal()
 }
@@ -219,11 +237,11 @@ func (es *eventStream) write() {
 func (es *eventStream) take() *agentpb.EventsResponse {
 	es.mu.Lock()
 	defer es.mu.Unlock()
-	if len(es.answers) == 0 && len(es.progress) == 0 && es.pong == nil {
+	if len(es.answers) == 0 && len(es.progress) == 0 && es.pong == nil && es.health == nil {
 		return nil
 	}
-	out := &agentpb.EventsResponse{Pong: es.pong, Progress: es.progress}
-	es.pong, es.progress = nil, nil
+	out := &agentpb.EventsResponse{Pong: es.pong, Progress: es.progress, Health: es.health}
+	es.pong, es.progress, es.health = nil, nil, nil
 	n := batchLength(es.answers)
 	out.Answers = es.answers[:n:n]
 	es.answers = es.answers[n:]

@@ -2727,7 +2727,9 @@ type EventsResponse struct {
 	// progress of events that take longer.
 	Progress []*Progress `protobuf:"bytes,2,rep,name=progress,proto3" json:"progress,omitempty"`
 	// pong answers a ping.
-	Pong          *Pong `protobuf:"bytes,3,opt,name=pong,proto3" json:"pong,omitempty"`
+	Pong *Pong `protobuf:"bytes,3,opt,name=pong,proto3" json:"pong,omitempty"`
+	// health of what the agent depends on, all of it, sent when it changes. Unset: unchanged.
+	Health        *Health `protobuf:"bytes,4,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2783,6 +2785,124 @@ func (x *EventsResponse) GetPong() *Pong {
 	return nil
 }
 
+func (x *EventsResponse) GetHealth() *Health {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+// Health is what an agent works without: a resolver, an engine, a feed that it cannot reach. Mail goes on by the
+// agent's own policy; `postern status` shows it as degraded.
+type Health struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// degraded parts; empty: all is well.
+	Degraded      []*Degradation `protobuf:"bytes,1,rep,name=degraded,proto3" json:"degraded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Health) Reset() {
+	*x = Health{}
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Health) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Health) ProtoMessage() {}
+
+func (x *Health) ProtoReflect() protoreflect.Message {
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Health.ProtoReflect.Descriptor instead.
+func (*Health) Descriptor() ([]byte, []int) {
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Health) GetDegraded() []*Degradation {
+	if x != nil {
+		return x.Degraded
+	}
+	return nil
+}
+
+// Degradation is one thing that an agent depends on and does not have.
+type Degradation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// what it is, short and for people: "dnsbl zen.example", "clamd". The same words mean the same thing.
+	What string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	// detail: why, such as the last error.
+	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	// since_unix_nanos: when it began, by the agent's clock.
+	SinceUnixNanos int64 `protobuf:"varint,3,opt,name=since_unix_nanos,json=sinceUnixNanos,proto3" json:"since_unix_nanos,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Degradation) Reset() {
+	*x = Degradation{}
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Degradation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Degradation) ProtoMessage() {}
+
+func (x *Degradation) ProtoReflect() protoreflect.Message {
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Degradation.ProtoReflect.Descriptor instead.
+func (*Degradation) Descriptor() ([]byte, []int) {
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Degradation) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Degradation) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Degradation) GetSinceUnixNanos() int64 {
+	if x != nil {
+		return x.SinceUnixNanos
+	}
+	return 0
+}
+
 // Pong answers a Ping.
 type Pong struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2796,7 +2916,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +2928,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +2941,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Pong) GetNonce() uint64 {
@@ -2851,7 +2971,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2863,7 +2983,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2876,7 +2996,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Progress) GetId() uint64 {
@@ -2935,7 +3055,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3067,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3080,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetId() uint64 {
@@ -3113,14 +3233,17 @@ type Session struct {
 	// commands counts the commands of the session so far.
 	Commands uint32 `protobuf:"varint,16,opt,name=commands,proto3" json:"commands,omitempty"`
 	// rejects counts the refusals of the session so far.
-	Rejects       uint32 `protobuf:"varint,17,opt,name=rejects,proto3" json:"rejects,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Rejects uint32 `protobuf:"varint,17,opt,name=rejects,proto3" json:"rejects,omitempty"`
+	// unsynchronized counts the commands of the session so far behind which the client sent more though it had to
+	// wait for the reply: HELO, EHLO and DATA (RFC 2920 section 3.1), and all of a client that did not say EHLO.
+	Unsynchronized uint32 `protobuf:"varint,18,opt,name=unsynchronized,proto3" json:"unsynchronized,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3255,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3268,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Session) GetId() string {
@@ -3267,6 +3390,13 @@ func (x *Session) GetRejects() uint32 {
 	return 0
 }
 
+func (x *Session) GetUnsynchronized() uint32 {
+	if x != nil {
+		return x.Unsynchronized
+	}
+	return 0
+}
+
 // Tls state of a session.
 type Tls struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3286,7 +3416,7 @@ type Tls struct {
 
 func (x *Tls) Reset() {
 	*x = Tls{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3428,7 @@ func (x *Tls) String() string {
 func (*Tls) ProtoMessage() {}
 
 func (x *Tls) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3441,7 @@ func (x *Tls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tls.ProtoReflect.Descriptor instead.
 func (*Tls) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Tls) GetVersion() string {
@@ -3362,7 +3492,7 @@ type Authentication struct {
 
 func (x *Authentication) Reset() {
 	*x = Authentication{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3504,7 @@ func (x *Authentication) String() string {
 func (*Authentication) ProtoMessage() {}
 
 func (x *Authentication) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3517,7 @@ func (x *Authentication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authentication.ProtoReflect.Descriptor instead.
 func (*Authentication) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Authentication) GetMechanism() string {
@@ -3421,7 +3551,7 @@ type Envelope struct {
 
 func (x *Envelope) Reset() {
 	*x = Envelope{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +3563,7 @@ func (x *Envelope) String() string {
 func (*Envelope) ProtoMessage() {}
 
 func (x *Envelope) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +3576,7 @@ func (x *Envelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Envelope.ProtoReflect.Descriptor instead.
 func (*Envelope) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Envelope) GetId() string {
@@ -3502,7 +3632,7 @@ type Sender struct {
 
 func (x *Sender) Reset() {
 	*x = Sender{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3644,7 @@ func (x *Sender) String() string {
 func (*Sender) ProtoMessage() {}
 
 func (x *Sender) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3657,7 @@ func (x *Sender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sender.ProtoReflect.Descriptor instead.
 func (*Sender) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Sender) GetAddress() []byte {
@@ -3609,7 +3739,7 @@ type Recipient struct {
 
 func (x *Recipient) Reset() {
 	*x = Recipient{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3621,7 +3751,7 @@ func (x *Recipient) String() string {
 func (*Recipient) ProtoMessage() {}
 
 func (x *Recipient) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +3764,7 @@ func (x *Recipient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recipient.ProtoReflect.Descriptor instead.
 func (*Recipient) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Recipient) GetIndex() uint32 {
@@ -3707,7 +3837,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3719,7 +3849,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3732,7 +3862,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Message) GetHeaderBytes() uint64 {
@@ -3792,7 +3922,7 @@ type HeaderField struct {
 
 func (x *HeaderField) Reset() {
 	*x = HeaderField{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3804,7 +3934,7 @@ func (x *HeaderField) String() string {
 func (*HeaderField) ProtoMessage() {}
 
 func (x *HeaderField) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3817,7 +3947,7 @@ func (x *HeaderField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderField.ProtoReflect.Descriptor instead.
 func (*HeaderField) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HeaderField) GetName() []byte {
@@ -3861,7 +3991,7 @@ type Body struct {
 
 func (x *Body) Reset() {
 	*x = Body{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3873,7 +4003,7 @@ func (x *Body) String() string {
 func (*Body) ProtoMessage() {}
 
 func (x *Body) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3886,7 +4016,7 @@ func (x *Body) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Body.ProtoReflect.Descriptor instead.
 func (*Body) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Body) GetSize() uint64 {
@@ -3941,7 +4071,7 @@ type Stamp struct {
 
 func (x *Stamp) Reset() {
 	*x = Stamp{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3953,7 +4083,7 @@ func (x *Stamp) String() string {
 func (*Stamp) ProtoMessage() {}
 
 func (x *Stamp) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3966,7 +4096,7 @@ func (x *Stamp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stamp.ProtoReflect.Descriptor instead.
 func (*Stamp) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Stamp) GetName() string {
@@ -4025,7 +4155,7 @@ type Row struct {
 
 func (x *Row) Reset() {
 	*x = Row{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4037,7 +4167,7 @@ func (x *Row) String() string {
 func (*Row) ProtoMessage() {}
 
 func (x *Row) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4050,7 +4180,7 @@ func (x *Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Row.ProtoReflect.Descriptor instead.
 func (*Row) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Row) GetTable() string {
@@ -4141,7 +4271,7 @@ type Arguments struct {
 
 func (x *Arguments) Reset() {
 	*x = Arguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4153,7 +4283,7 @@ func (x *Arguments) String() string {
 func (*Arguments) ProtoMessage() {}
 
 func (x *Arguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4166,7 +4296,7 @@ func (x *Arguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arguments.ProtoReflect.Descriptor instead.
 func (*Arguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Arguments) GetEvent() isArguments_Event {
@@ -4367,7 +4497,7 @@ type HelloArguments struct {
 
 func (x *HelloArguments) Reset() {
 	*x = HelloArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4379,7 +4509,7 @@ func (x *HelloArguments) String() string {
 func (*HelloArguments) ProtoMessage() {}
 
 func (x *HelloArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4392,7 +4522,7 @@ func (x *HelloArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloArguments.ProtoReflect.Descriptor instead.
 func (*HelloArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *HelloArguments) GetName() []byte {
@@ -4417,7 +4547,7 @@ type AuthArguments struct {
 
 func (x *AuthArguments) Reset() {
 	*x = AuthArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4559,7 @@ func (x *AuthArguments) String() string {
 func (*AuthArguments) ProtoMessage() {}
 
 func (x *AuthArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +4572,7 @@ func (x *AuthArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthArguments.ProtoReflect.Descriptor instead.
 func (*AuthArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AuthArguments) GetMechanism() string {
@@ -4477,7 +4607,7 @@ type RcptArguments struct {
 
 func (x *RcptArguments) Reset() {
 	*x = RcptArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +4619,7 @@ func (x *RcptArguments) String() string {
 func (*RcptArguments) ProtoMessage() {}
 
 func (x *RcptArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +4632,7 @@ func (x *RcptArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RcptArguments.ProtoReflect.Descriptor instead.
 func (*RcptArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RcptArguments) GetRecipient() *Recipient {
@@ -4523,7 +4653,7 @@ type DataArguments struct {
 
 func (x *DataArguments) Reset() {
 	*x = DataArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4535,7 +4665,7 @@ func (x *DataArguments) String() string {
 func (*DataArguments) ProtoMessage() {}
 
 func (x *DataArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4548,7 +4678,7 @@ func (x *DataArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataArguments.ProtoReflect.Descriptor instead.
 func (*DataArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DataArguments) GetChunking() bool {
@@ -4569,7 +4699,7 @@ type TextArguments struct {
 
 func (x *TextArguments) Reset() {
 	*x = TextArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4581,7 +4711,7 @@ func (x *TextArguments) String() string {
 func (*TextArguments) ProtoMessage() {}
 
 func (x *TextArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4594,7 +4724,7 @@ func (x *TextArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TextArguments.ProtoReflect.Descriptor instead.
 func (*TextArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TextArguments) GetText() []byte {
@@ -4627,7 +4757,7 @@ type RejectArguments struct {
 
 func (x *RejectArguments) Reset() {
 	*x = RejectArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4639,7 +4769,7 @@ func (x *RejectArguments) String() string {
 func (*RejectArguments) ProtoMessage() {}
 
 func (x *RejectArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4652,7 +4782,7 @@ func (x *RejectArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectArguments.ProtoReflect.Descriptor instead.
 func (*RejectArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RejectArguments) GetCommand() string {
@@ -4719,7 +4849,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4731,7 +4861,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4744,7 +4874,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Reply) GetCode() uint32 {
@@ -4781,7 +4911,7 @@ type DisconnectArguments struct {
 
 func (x *DisconnectArguments) Reset() {
 	*x = DisconnectArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4793,7 +4923,7 @@ func (x *DisconnectArguments) String() string {
 func (*DisconnectArguments) ProtoMessage() {}
 
 func (x *DisconnectArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4806,7 +4936,7 @@ func (x *DisconnectArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectArguments.ProtoReflect.Descriptor instead.
 func (*DisconnectArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DisconnectArguments) GetReason() string {
@@ -4842,7 +4972,7 @@ type RoutingArguments struct {
 
 func (x *RoutingArguments) Reset() {
 	*x = RoutingArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4854,7 +4984,7 @@ func (x *RoutingArguments) String() string {
 func (*RoutingArguments) ProtoMessage() {}
 
 func (x *RoutingArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4867,7 +4997,7 @@ func (x *RoutingArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingArguments.ProtoReflect.Descriptor instead.
 func (*RoutingArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RoutingArguments) GetCopy() uint32 {
@@ -4924,7 +5054,7 @@ type DeliveryArguments struct {
 
 func (x *DeliveryArguments) Reset() {
 	*x = DeliveryArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4936,7 +5066,7 @@ func (x *DeliveryArguments) String() string {
 func (*DeliveryArguments) ProtoMessage() {}
 
 func (x *DeliveryArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4949,7 +5079,7 @@ func (x *DeliveryArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryArguments.ProtoReflect.Descriptor instead.
 func (*DeliveryArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DeliveryArguments) GetResults() []*DeliveryResult {
@@ -5000,7 +5130,7 @@ type DeliveryResult struct {
 
 func (x *DeliveryResult) Reset() {
 	*x = DeliveryResult{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5012,7 +5142,7 @@ func (x *DeliveryResult) String() string {
 func (*DeliveryResult) ProtoMessage() {}
 
 func (x *DeliveryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5025,7 +5155,7 @@ func (x *DeliveryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryResult.ProtoReflect.Descriptor instead.
 func (*DeliveryResult) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DeliveryResult) GetIndex() uint32 {
@@ -5059,7 +5189,7 @@ type ScheduleArguments struct {
 
 func (x *ScheduleArguments) Reset() {
 	*x = ScheduleArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5071,7 +5201,7 @@ func (x *ScheduleArguments) String() string {
 func (*ScheduleArguments) ProtoMessage() {}
 
 func (x *ScheduleArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5084,7 +5214,7 @@ func (x *ScheduleArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleArguments.ProtoReflect.Descriptor instead.
 func (*ScheduleArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ScheduleArguments) GetLastUnixNanos() int64 {
@@ -5132,7 +5262,7 @@ type ReleasedArguments struct {
 
 func (x *ReleasedArguments) Reset() {
 	*x = ReleasedArguments{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5144,7 +5274,7 @@ func (x *ReleasedArguments) String() string {
 func (*ReleasedArguments) ProtoMessage() {}
 
 func (x *ReleasedArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5157,7 +5287,7 @@ func (x *ReleasedArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleasedArguments.ProtoReflect.Descriptor instead.
 func (*ReleasedArguments) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReleasedArguments) GetAgent() string {
@@ -5217,7 +5347,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5229,7 +5359,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5242,7 +5372,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -5340,7 +5470,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5352,7 +5482,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5365,7 +5495,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Verdict) GetKind() VerdictKind {
@@ -5451,7 +5581,7 @@ type Edit struct {
 
 func (x *Edit) Reset() {
 	*x = Edit{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5463,7 +5593,7 @@ func (x *Edit) String() string {
 func (*Edit) ProtoMessage() {}
 
 func (x *Edit) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5476,7 +5606,7 @@ func (x *Edit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edit.ProtoReflect.Descriptor instead.
 func (*Edit) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Edit) GetEdit() isEdit_Edit {
@@ -5688,7 +5818,7 @@ type AddHeader struct {
 
 func (x *AddHeader) Reset() {
 	*x = AddHeader{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5700,7 +5830,7 @@ func (x *AddHeader) String() string {
 func (*AddHeader) ProtoMessage() {}
 
 func (x *AddHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5713,7 +5843,7 @@ func (x *AddHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHeader.ProtoReflect.Descriptor instead.
 func (*AddHeader) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AddHeader) GetName() []byte {
@@ -5752,7 +5882,7 @@ type ReplaceHeader struct {
 
 func (x *ReplaceHeader) Reset() {
 	*x = ReplaceHeader{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5764,7 +5894,7 @@ func (x *ReplaceHeader) String() string {
 func (*ReplaceHeader) ProtoMessage() {}
 
 func (x *ReplaceHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5777,7 +5907,7 @@ func (x *ReplaceHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceHeader.ProtoReflect.Descriptor instead.
 func (*ReplaceHeader) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ReplaceHeader) GetIndex() uint32 {
@@ -5814,7 +5944,7 @@ type RemoveHeader struct {
 
 func (x *RemoveHeader) Reset() {
 	*x = RemoveHeader{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5826,7 +5956,7 @@ func (x *RemoveHeader) String() string {
 func (*RemoveHeader) ProtoMessage() {}
 
 func (x *RemoveHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5839,7 +5969,7 @@ func (x *RemoveHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHeader.ProtoReflect.Descriptor instead.
 func (*RemoveHeader) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RemoveHeader) GetName() []byte {
@@ -5871,7 +6001,7 @@ type BodyEdit struct {
 
 func (x *BodyEdit) Reset() {
 	*x = BodyEdit{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5883,7 +6013,7 @@ func (x *BodyEdit) String() string {
 func (*BodyEdit) ProtoMessage() {}
 
 func (x *BodyEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5896,7 +6026,7 @@ func (x *BodyEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyEdit.ProtoReflect.Descriptor instead.
 func (*BodyEdit) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *BodyEdit) GetSegments() []*Segment {
@@ -5937,7 +6067,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5949,7 +6079,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5962,7 +6092,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Segment) GetSource() isSegment_Source {
@@ -6037,7 +6167,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6049,7 +6179,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6062,7 +6192,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{61}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Range) GetOffset() uint64 {
@@ -6092,7 +6222,7 @@ type Upload struct {
 
 func (x *Upload) Reset() {
 	*x = Upload{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6104,7 +6234,7 @@ func (x *Upload) String() string {
 func (*Upload) ProtoMessage() {}
 
 func (x *Upload) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6117,7 +6247,7 @@ func (x *Upload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upload.ProtoReflect.Descriptor instead.
 func (*Upload) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{62}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Upload) GetTicket() string {
@@ -6147,7 +6277,7 @@ type AddRecipient struct {
 
 func (x *AddRecipient) Reset() {
 	*x = AddRecipient{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6159,7 +6289,7 @@ func (x *AddRecipient) String() string {
 func (*AddRecipient) ProtoMessage() {}
 
 func (x *AddRecipient) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6172,7 +6302,7 @@ func (x *AddRecipient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddRecipient.ProtoReflect.Descriptor instead.
 func (*AddRecipient) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{63}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *AddRecipient) GetAddress() []byte {
@@ -6202,7 +6332,7 @@ type RemoveRecipient struct {
 
 func (x *RemoveRecipient) Reset() {
 	*x = RemoveRecipient{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6214,7 +6344,7 @@ func (x *RemoveRecipient) String() string {
 func (*RemoveRecipient) ProtoMessage() {}
 
 func (x *RemoveRecipient) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6227,7 +6357,7 @@ func (x *RemoveRecipient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRecipient.ProtoReflect.Descriptor instead.
 func (*RemoveRecipient) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{64}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RemoveRecipient) GetIndex() uint32 {
@@ -6257,7 +6387,7 @@ type RewriteRecipient struct {
 
 func (x *RewriteRecipient) Reset() {
 	*x = RewriteRecipient{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6269,7 +6399,7 @@ func (x *RewriteRecipient) String() string {
 func (*RewriteRecipient) ProtoMessage() {}
 
 func (x *RewriteRecipient) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6282,7 +6412,7 @@ func (x *RewriteRecipient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewriteRecipient.ProtoReflect.Descriptor instead.
 func (*RewriteRecipient) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{65}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RewriteRecipient) GetIndex() uint32 {
@@ -6310,7 +6440,7 @@ type RewriteSender struct {
 
 func (x *RewriteSender) Reset() {
 	*x = RewriteSender{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6322,7 +6452,7 @@ func (x *RewriteSender) String() string {
 func (*RewriteSender) ProtoMessage() {}
 
 func (x *RewriteSender) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6335,7 +6465,7 @@ func (x *RewriteSender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewriteSender.ProtoReflect.Descriptor instead.
 func (*RewriteSender) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{66}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RewriteSender) GetAddress() []byte {
@@ -6358,7 +6488,7 @@ type Expand struct {
 
 func (x *Expand) Reset() {
 	*x = Expand{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6370,7 +6500,7 @@ func (x *Expand) String() string {
 func (*Expand) ProtoMessage() {}
 
 func (x *Expand) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6383,7 +6513,7 @@ func (x *Expand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expand.ProtoReflect.Descriptor instead.
 func (*Expand) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{67}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Expand) GetIndex() uint32 {
@@ -6411,7 +6541,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6423,7 +6553,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6436,7 +6566,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{68}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Route) GetDomain() string {
@@ -6455,7 +6585,7 @@ type Fork struct {
 
 func (x *Fork) Reset() {
 	*x = Fork{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[69]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6467,7 +6597,7 @@ func (x *Fork) String() string {
 func (*Fork) ProtoMessage() {}
 
 func (x *Fork) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[69]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6480,7 +6610,7 @@ func (x *Fork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fork.ProtoReflect.Descriptor instead.
 func (*Fork) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{69}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{71}
 }
 
 // TableWrite changes a row when the event closes.
@@ -6506,7 +6636,7 @@ type TableWrite struct {
 
 func (x *TableWrite) Reset() {
 	*x = TableWrite{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6518,7 +6648,7 @@ func (x *TableWrite) String() string {
 func (*TableWrite) ProtoMessage() {}
 
 func (x *TableWrite) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6531,7 +6661,7 @@ func (x *TableWrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableWrite.ProtoReflect.Descriptor instead.
 func (*TableWrite) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{70}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TableWrite) GetTable() string {
@@ -6604,7 +6734,7 @@ type Spawn struct {
 
 func (x *Spawn) Reset() {
 	*x = Spawn{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[71]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6616,7 +6746,7 @@ func (x *Spawn) String() string {
 func (*Spawn) ProtoMessage() {}
 
 func (x *Spawn) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[71]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6629,7 +6759,7 @@ func (x *Spawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spawn.ProtoReflect.Descriptor instead.
 func (*Spawn) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{71}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Spawn) GetSender() []byte {
@@ -6687,7 +6817,7 @@ type KeepCopy struct {
 
 func (x *KeepCopy) Reset() {
 	*x = KeepCopy{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[72]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6699,7 +6829,7 @@ func (x *KeepCopy) String() string {
 func (*KeepCopy) ProtoMessage() {}
 
 func (x *KeepCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[72]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6712,7 +6842,7 @@ func (x *KeepCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepCopy.ProtoReflect.Descriptor instead.
 func (*KeepCopy) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{72}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *KeepCopy) GetReason() string {
@@ -6740,7 +6870,7 @@ type Need struct {
 
 func (x *Need) Reset() {
 	*x = Need{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[73]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6752,7 +6882,7 @@ func (x *Need) String() string {
 func (*Need) ProtoMessage() {}
 
 func (x *Need) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[73]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6765,7 +6895,7 @@ func (x *Need) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Need.ProtoReflect.Descriptor instead.
 func (*Need) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{73}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Need) GetTables() []*NeedKeys {
@@ -6788,7 +6918,7 @@ type NeedKeys struct {
 
 func (x *NeedKeys) Reset() {
 	*x = NeedKeys{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[74]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6800,7 +6930,7 @@ func (x *NeedKeys) String() string {
 func (*NeedKeys) ProtoMessage() {}
 
 func (x *NeedKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[74]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6813,7 +6943,7 @@ func (x *NeedKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NeedKeys.ProtoReflect.Descriptor instead.
 func (*NeedKeys) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{74}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *NeedKeys) GetTable() string {
@@ -6843,7 +6973,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[75]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6855,7 +6985,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[75]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6868,7 +6998,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{75}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Counter) GetName() string {
@@ -6903,7 +7033,7 @@ type BodiesRequest struct {
 
 func (x *BodiesRequest) Reset() {
 	*x = BodiesRequest{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[76]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6915,7 +7045,7 @@ func (x *BodiesRequest) String() string {
 func (*BodiesRequest) ProtoMessage() {}
 
 func (x *BodiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[76]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6928,7 +7058,7 @@ func (x *BodiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodiesRequest.ProtoReflect.Descriptor instead.
 func (*BodiesRequest) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{76}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *BodiesRequest) GetTicket() string {
@@ -7000,7 +7130,7 @@ type BodiesResponse struct {
 
 func (x *BodiesResponse) Reset() {
 	*x = BodiesResponse{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[77]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7012,7 +7142,7 @@ func (x *BodiesResponse) String() string {
 func (*BodiesResponse) ProtoMessage() {}
 
 func (x *BodiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[77]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7025,7 +7155,7 @@ func (x *BodiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodiesResponse.ProtoReflect.Descriptor instead.
 func (*BodiesResponse) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{77}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *BodiesResponse) GetTicket() string {
@@ -7107,7 +7237,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[78]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7119,7 +7249,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[78]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7132,7 +7262,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{78}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -7158,7 +7288,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[79]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7170,7 +7300,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[79]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7183,7 +7313,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{79}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{81}
 }
 
 // DrainResponse says that nothing is in flight.
@@ -7195,7 +7325,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[80]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7207,7 +7337,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_postern_agent_v1_agent_proto_msgTypes[80]
+	mi := &file_postern_agent_v1_agent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7220,7 +7350,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{80}
+	return file_postern_agent_v1_agent_proto_rawDescGZIP(), []int{82}
 }
 
 var File_postern_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -7362,11 +7492,18 @@ const file_postern_agent_v1_agent_proto_rawDesc = "" +
 	"\x06cancel\x18\x02 \x03(\x04R\x06cancel\x12*\n" +
 	"\x04ping\x18\x03 \x01(\v2\x16.postern.agent.v1.PingR\x04ping\"\x1c\n" +
 	"\x04Ping\x12\x14\n" +
-	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"\xa8\x01\n" +
+	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"\xda\x01\n" +
 	"\x0eEventsResponse\x122\n" +
 	"\aanswers\x18\x01 \x03(\v2\x18.postern.agent.v1.AnswerR\aanswers\x126\n" +
 	"\bprogress\x18\x02 \x03(\v2\x1a.postern.agent.v1.ProgressR\bprogress\x12*\n" +
-	"\x04pong\x18\x03 \x01(\v2\x16.postern.agent.v1.PongR\x04pong\"9\n" +
+	"\x04pong\x18\x03 \x01(\v2\x16.postern.agent.v1.PongR\x04pong\x120\n" +
+	"\x06health\x18\x04 \x01(\v2\x18.postern.agent.v1.HealthR\x06health\"C\n" +
+	"\x06Health\x129\n" +
+	"\bdegraded\x18\x01 \x03(\v2\x1d.postern.agent.v1.DegradationR\bdegraded\"c\n" +
+	"\vDegradation\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x12(\n" +
+	"\x10since_unix_nanos\x18\x03 \x01(\x03R\x0esinceUnixNanos\"9\n" +
 	"\x04Pong\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x1b\n" +
 	"\tin_flight\x18\x02 \x01(\rR\binFlight\"?\n" +
@@ -7389,7 +7526,7 @@ const file_postern_agent_v1_agent_proto_rawDesc = "" +
 	"\asession\x18\x18 \x01(\v2\x19.postern.agent.v1.SessionR\asession\x126\n" +
 	"\benvelope\x18\x19 \x01(\v2\x1a.postern.agent.v1.EnvelopeR\benvelope\x123\n" +
 	"\amessage\x18\x1a \x01(\v2\x19.postern.agent.v1.MessageR\amessage\x129\n" +
-	"\targuments\x18\x1b \x01(\v2\x1b.postern.agent.v1.ArgumentsR\targuments\"\xc3\x04\n" +
+	"\targuments\x18\x1b \x01(\v2\x1b.postern.agent.v1.ArgumentsR\targuments\"\xeb\x04\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tconnector\x18\x02 \x01(\tR\tconnector\x12\x16\n" +
@@ -7411,7 +7548,8 @@ const file_postern_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"early_talk\x18\x0f \x01(\bR\tearlyTalk\x12\x1a\n" +
 	"\bcommands\x18\x10 \x01(\rR\bcommands\x12\x18\n" +
-	"\arejects\x18\x11 \x01(\rR\arejects\"\xb3\x01\n" +
+	"\arejects\x18\x11 \x01(\rR\arejects\x12&\n" +
+	"\x0eunsynchronized\x18\x12 \x01(\rR\x0eunsynchronized\"\xb3\x01\n" +
 	"\x03Tls\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fcipher_suite\x18\x02 \x01(\tR\vcipherSuite\x12\x1f\n" +
@@ -7813,7 +7951,7 @@ func file_postern_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_postern_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_postern_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
+var file_postern_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_postern_agent_v1_agent_proto_goTypes = []any{
 	(Category)(0),               // 0: postern.agent.v1.Category
 	(Format)(0),                 // 1: postern.agent.v1.Format
@@ -7852,62 +7990,64 @@ var file_postern_agent_v1_agent_proto_goTypes = []any{
 	(*EventsRequest)(nil),       // 34: postern.agent.v1.EventsRequest
 	(*Ping)(nil),                // 35: postern.agent.v1.Ping
 	(*EventsResponse)(nil),      // 36: postern.agent.v1.EventsResponse
-	(*Pong)(nil),                // 37: postern.agent.v1.Pong
-	(*Progress)(nil),            // 38: postern.agent.v1.Progress
-	(*Event)(nil),               // 39: postern.agent.v1.Event
-	(*Session)(nil),             // 40: postern.agent.v1.Session
-	(*Tls)(nil),                 // 41: postern.agent.v1.Tls
-	(*Authentication)(nil),      // 42: postern.agent.v1.Authentication
-	(*Envelope)(nil),            // 43: postern.agent.v1.Envelope
-	(*Sender)(nil),              // 44: postern.agent.v1.Sender
-	(*Recipient)(nil),           // 45: postern.agent.v1.Recipient
-	(*Message)(nil),             // 46: postern.agent.v1.Message
-	(*HeaderField)(nil),         // 47: postern.agent.v1.HeaderField
-	(*Body)(nil),                // 48: postern.agent.v1.Body
-	(*Stamp)(nil),               // 49: postern.agent.v1.Stamp
-	(*Row)(nil),                 // 50: postern.agent.v1.Row
-	(*Arguments)(nil),           // 51: postern.agent.v1.Arguments
-	(*HelloArguments)(nil),      // 52: postern.agent.v1.HelloArguments
-	(*AuthArguments)(nil),       // 53: postern.agent.v1.AuthArguments
-	(*RcptArguments)(nil),       // 54: postern.agent.v1.RcptArguments
-	(*DataArguments)(nil),       // 55: postern.agent.v1.DataArguments
-	(*TextArguments)(nil),       // 56: postern.agent.v1.TextArguments
-	(*RejectArguments)(nil),     // 57: postern.agent.v1.RejectArguments
-	(*Reply)(nil),               // 58: postern.agent.v1.Reply
-	(*DisconnectArguments)(nil), // 59: postern.agent.v1.DisconnectArguments
-	(*RoutingArguments)(nil),    // 60: postern.agent.v1.RoutingArguments
-	(*DeliveryArguments)(nil),   // 61: postern.agent.v1.DeliveryArguments
-	(*DeliveryResult)(nil),      // 62: postern.agent.v1.DeliveryResult
-	(*ScheduleArguments)(nil),   // 63: postern.agent.v1.ScheduleArguments
-	(*ReleasedArguments)(nil),   // 64: postern.agent.v1.ReleasedArguments
-	(*Answer)(nil),              // 65: postern.agent.v1.Answer
-	(*Verdict)(nil),             // 66: postern.agent.v1.Verdict
-	(*Edit)(nil),                // 67: postern.agent.v1.Edit
-	(*AddHeader)(nil),           // 68: postern.agent.v1.AddHeader
-	(*ReplaceHeader)(nil),       // 69: postern.agent.v1.ReplaceHeader
-	(*RemoveHeader)(nil),        // 70: postern.agent.v1.RemoveHeader
-	(*BodyEdit)(nil),            // 71: postern.agent.v1.BodyEdit
-	(*Segment)(nil),             // 72: postern.agent.v1.Segment
-	(*Range)(nil),               // 73: postern.agent.v1.Range
-	(*Upload)(nil),              // 74: postern.agent.v1.Upload
-	(*AddRecipient)(nil),        // 75: postern.agent.v1.AddRecipient
-	(*RemoveRecipient)(nil),     // 76: postern.agent.v1.RemoveRecipient
-	(*RewriteRecipient)(nil),    // 77: postern.agent.v1.RewriteRecipient
-	(*RewriteSender)(nil),       // 78: postern.agent.v1.RewriteSender
-	(*Expand)(nil),              // 79: postern.agent.v1.Expand
-	(*Route)(nil),               // 80: postern.agent.v1.Route
-	(*Fork)(nil),                // 81: postern.agent.v1.Fork
-	(*TableWrite)(nil),          // 82: postern.agent.v1.TableWrite
-	(*Spawn)(nil),               // 83: postern.agent.v1.Spawn
-	(*KeepCopy)(nil),            // 84: postern.agent.v1.KeepCopy
-	(*Need)(nil),                // 85: postern.agent.v1.Need
-	(*NeedKeys)(nil),            // 86: postern.agent.v1.NeedKeys
-	(*Counter)(nil),             // 87: postern.agent.v1.Counter
-	(*BodiesRequest)(nil),       // 88: postern.agent.v1.BodiesRequest
-	(*BodiesResponse)(nil),      // 89: postern.agent.v1.BodiesResponse
-	(*Chunk)(nil),               // 90: postern.agent.v1.Chunk
-	(*DrainRequest)(nil),        // 91: postern.agent.v1.DrainRequest
-	(*DrainResponse)(nil),       // 92: postern.agent.v1.DrainResponse
+	(*Health)(nil),              // 37: postern.agent.v1.Health
+	(*Degradation)(nil),         // 38: postern.agent.v1.Degradation
+	(*Pong)(nil),                // 39: postern.agent.v1.Pong
+	(*Progress)(nil),            // 40: postern.agent.v1.Progress
+	(*Event)(nil),               // 41: postern.agent.v1.Event
+	(*Session)(nil),             // 42: postern.agent.v1.Session
+	(*Tls)(nil),                 // 43: postern.agent.v1.Tls
+	(*Authentication)(nil),      // 44: postern.agent.v1.Authentication
+	(*Envelope)(nil),            // 45: postern.agent.v1.Envelope
+	(*Sender)(nil),              // 46: postern.agent.v1.Sender
+	(*Recipient)(nil),           // 47: postern.agent.v1.Recipient
+	(*Message)(nil),             // 48: postern.agent.v1.Message
+	(*HeaderField)(nil),         // 49: postern.agent.v1.HeaderField
+	(*Body)(nil),                // 50: postern.agent.v1.Body
+	(*Stamp)(nil),               // 51: postern.agent.v1.Stamp
+	(*Row)(nil),                 // 52: postern.agent.v1.Row
+	(*Arguments)(nil),           // 53: postern.agent.v1.Arguments
+	(*HelloArguments)(nil),      // 54: postern.agent.v1.HelloArguments
+	(*AuthArguments)(nil),       // 55: postern.agent.v1.AuthArguments
+	(*RcptArguments)(nil),       // 56: postern.agent.v1.RcptArguments
+	(*DataArguments)(nil),       // 57: postern.agent.v1.DataArguments
+	(*TextArguments)(nil),       // 58: postern.agent.v1.TextArguments
+	(*RejectArguments)(nil),     // 59: postern.agent.v1.RejectArguments
+	(*Reply)(nil),               // 60: postern.agent.v1.Reply
+	(*DisconnectArguments)(nil), // 61: postern.agent.v1.DisconnectArguments
+	(*RoutingArguments)(nil),    // 62: postern.agent.v1.RoutingArguments
+	(*DeliveryArguments)(nil),   // 63: postern.agent.v1.DeliveryArguments
+	(*DeliveryResult)(nil),      // 64: postern.agent.v1.DeliveryResult
+	(*ScheduleArguments)(nil),   // 65: postern.agent.v1.ScheduleArguments
+	(*ReleasedArguments)(nil),   // 66: postern.agent.v1.ReleasedArguments
+	(*Answer)(nil),              // 67: postern.agent.v1.Answer
+	(*Verdict)(nil),             // 68: postern.agent.v1.Verdict
+	(*Edit)(nil),                // 69: postern.agent.v1.Edit
+	(*AddHeader)(nil),           // 70: postern.agent.v1.AddHeader
+	(*ReplaceHeader)(nil),       // 71: postern.agent.v1.ReplaceHeader
+	(*RemoveHeader)(nil),        // 72: postern.agent.v1.RemoveHeader
+	(*BodyEdit)(nil),            // 73: postern.agent.v1.BodyEdit
+	(*Segment)(nil),             // 74: postern.agent.v1.Segment
+	(*Range)(nil),               // 75: postern.agent.v1.Range
+	(*Upload)(nil),              // 76: postern.agent.v1.Upload
+	(*AddRecipient)(nil),        // 77: postern.agent.v1.AddRecipient
+	(*RemoveRecipient)(nil),     // 78: postern.agent.v1.RemoveRecipient
+	(*RewriteRecipient)(nil),    // 79: postern.agent.v1.RewriteRecipient
+	(*RewriteSender)(nil),       // 80: postern.agent.v1.RewriteSender
+	(*Expand)(nil),              // 81: postern.agent.v1.Expand
+	(*Route)(nil),               // 82: postern.agent.v1.Route
+	(*Fork)(nil),                // 83: postern.agent.v1.Fork
+	(*TableWrite)(nil),          // 84: postern.agent.v1.TableWrite
+	(*Spawn)(nil),               // 85: postern.agent.v1.Spawn
+	(*KeepCopy)(nil),            // 86: postern.agent.v1.KeepCopy
+	(*Need)(nil),                // 87: postern.agent.v1.Need
+	(*NeedKeys)(nil),            // 88: postern.agent.v1.NeedKeys
+	(*Counter)(nil),             // 89: postern.agent.v1.Counter
+	(*BodiesRequest)(nil),       // 90: postern.agent.v1.BodiesRequest
+	(*BodiesResponse)(nil),      // 91: postern.agent.v1.BodiesResponse
+	(*Chunk)(nil),               // 92: postern.agent.v1.Chunk
+	(*DrainRequest)(nil),        // 93: postern.agent.v1.DrainRequest
+	(*DrainResponse)(nil),       // 94: postern.agent.v1.DrainResponse
 }
 var file_postern_agent_v1_agent_proto_depIdxs = []int32{
 	0,   // 0: postern.agent.v1.DescribeResponse.category:type_name -> postern.agent.v1.Category
@@ -7936,93 +8076,95 @@ var file_postern_agent_v1_agent_proto_depIdxs = []int32{
 	4,   // 23: postern.agent.v1.BodyNeed.mode:type_name -> postern.agent.v1.BodyMode
 	33,  // 24: postern.agent.v1.TableUse.key:type_name -> postern.agent.v1.KeyPart
 	6,   // 25: postern.agent.v1.KeyPart.fact:type_name -> postern.agent.v1.Fact
-	39,  // 26: postern.agent.v1.EventsRequest.events:type_name -> postern.agent.v1.Event
+	41,  // 26: postern.agent.v1.EventsRequest.events:type_name -> postern.agent.v1.Event
 	35,  // 27: postern.agent.v1.EventsRequest.ping:type_name -> postern.agent.v1.Ping
-	65,  // 28: postern.agent.v1.EventsResponse.answers:type_name -> postern.agent.v1.Answer
-	38,  // 29: postern.agent.v1.EventsResponse.progress:type_name -> postern.agent.v1.Progress
-	37,  // 30: postern.agent.v1.EventsResponse.pong:type_name -> postern.agent.v1.Pong
-	47,  // 31: postern.agent.v1.Event.headers:type_name -> postern.agent.v1.HeaderField
-	48,  // 32: postern.agent.v1.Event.body:type_name -> postern.agent.v1.Body
-	49,  // 33: postern.agent.v1.Event.stamps:type_name -> postern.agent.v1.Stamp
-	50,  // 34: postern.agent.v1.Event.rows:type_name -> postern.agent.v1.Row
-	3,   // 35: postern.agent.v1.Event.kind:type_name -> postern.agent.v1.EventKind
-	40,  // 36: postern.agent.v1.Event.session:type_name -> postern.agent.v1.Session
-	43,  // 37: postern.agent.v1.Event.envelope:type_name -> postern.agent.v1.Envelope
-	46,  // 38: postern.agent.v1.Event.message:type_name -> postern.agent.v1.Message
-	51,  // 39: postern.agent.v1.Event.arguments:type_name -> postern.agent.v1.Arguments
-	41,  // 40: postern.agent.v1.Session.tls:type_name -> postern.agent.v1.Tls
-	42,  // 41: postern.agent.v1.Session.authentication:type_name -> postern.agent.v1.Authentication
-	7,   // 42: postern.agent.v1.Session.trust:type_name -> postern.agent.v1.Trust
-	8,   // 43: postern.agent.v1.Session.traffic:type_name -> postern.agent.v1.Traffic
-	44,  // 44: postern.agent.v1.Envelope.sender:type_name -> postern.agent.v1.Sender
-	45,  // 45: postern.agent.v1.Envelope.recipients:type_name -> postern.agent.v1.Recipient
-	9,   // 46: postern.agent.v1.Stamp.scope:type_name -> postern.agent.v1.Scope
-	52,  // 47: postern.agent.v1.Arguments.hello:type_name -> postern.agent.v1.HelloArguments
-	53,  // 48: postern.agent.v1.Arguments.auth:type_name -> postern.agent.v1.AuthArguments
-	54,  // 49: postern.agent.v1.Arguments.rcpt:type_name -> postern.agent.v1.RcptArguments
-	56,  // 50: postern.agent.v1.Arguments.text:type_name -> postern.agent.v1.TextArguments
-	57,  // 51: postern.agent.v1.Arguments.reject:type_name -> postern.agent.v1.RejectArguments
-	59,  // 52: postern.agent.v1.Arguments.disconnect:type_name -> postern.agent.v1.DisconnectArguments
-	60,  // 53: postern.agent.v1.Arguments.routing:type_name -> postern.agent.v1.RoutingArguments
-	61,  // 54: postern.agent.v1.Arguments.delivery:type_name -> postern.agent.v1.DeliveryArguments
-	63,  // 55: postern.agent.v1.Arguments.schedule:type_name -> postern.agent.v1.ScheduleArguments
-	64,  // 56: postern.agent.v1.Arguments.released:type_name -> postern.agent.v1.ReleasedArguments
-	55,  // 57: postern.agent.v1.Arguments.data:type_name -> postern.agent.v1.DataArguments
-	45,  // 58: postern.agent.v1.RcptArguments.recipient:type_name -> postern.agent.v1.Recipient
-	58,  // 59: postern.agent.v1.RejectArguments.reply:type_name -> postern.agent.v1.Reply
-	3,   // 60: postern.agent.v1.RejectArguments.event:type_name -> postern.agent.v1.EventKind
-	62,  // 61: postern.agent.v1.DeliveryArguments.results:type_name -> postern.agent.v1.DeliveryResult
-	58,  // 62: postern.agent.v1.DeliveryResult.reply:type_name -> postern.agent.v1.Reply
-	50,  // 63: postern.agent.v1.ScheduleArguments.rows:type_name -> postern.agent.v1.Row
-	66,  // 64: postern.agent.v1.Answer.verdicts:type_name -> postern.agent.v1.Verdict
-	67,  // 65: postern.agent.v1.Answer.edits:type_name -> postern.agent.v1.Edit
-	49,  // 66: postern.agent.v1.Answer.stamps:type_name -> postern.agent.v1.Stamp
-	82,  // 67: postern.agent.v1.Answer.writes:type_name -> postern.agent.v1.TableWrite
-	83,  // 68: postern.agent.v1.Answer.spawns:type_name -> postern.agent.v1.Spawn
-	84,  // 69: postern.agent.v1.Answer.copies:type_name -> postern.agent.v1.KeepCopy
-	85,  // 70: postern.agent.v1.Answer.need:type_name -> postern.agent.v1.Need
-	87,  // 71: postern.agent.v1.Answer.counters:type_name -> postern.agent.v1.Counter
-	10,  // 72: postern.agent.v1.Verdict.kind:type_name -> postern.agent.v1.VerdictKind
-	58,  // 73: postern.agent.v1.Verdict.reply:type_name -> postern.agent.v1.Reply
-	0,   // 74: postern.agent.v1.Verdict.category:type_name -> postern.agent.v1.Category
-	9,   // 75: postern.agent.v1.Verdict.scope:type_name -> postern.agent.v1.Scope
-	68,  // 76: postern.agent.v1.Edit.add_header:type_name -> postern.agent.v1.AddHeader
-	69,  // 77: postern.agent.v1.Edit.replace_header:type_name -> postern.agent.v1.ReplaceHeader
-	70,  // 78: postern.agent.v1.Edit.remove_header:type_name -> postern.agent.v1.RemoveHeader
-	71,  // 79: postern.agent.v1.Edit.body:type_name -> postern.agent.v1.BodyEdit
-	75,  // 80: postern.agent.v1.Edit.add_recipient:type_name -> postern.agent.v1.AddRecipient
-	76,  // 81: postern.agent.v1.Edit.remove_recipient:type_name -> postern.agent.v1.RemoveRecipient
-	77,  // 82: postern.agent.v1.Edit.rewrite_recipient:type_name -> postern.agent.v1.RewriteRecipient
-	78,  // 83: postern.agent.v1.Edit.rewrite_sender:type_name -> postern.agent.v1.RewriteSender
-	79,  // 84: postern.agent.v1.Edit.expand:type_name -> postern.agent.v1.Expand
-	80,  // 85: postern.agent.v1.Edit.route:type_name -> postern.agent.v1.Route
-	81,  // 86: postern.agent.v1.Edit.fork:type_name -> postern.agent.v1.Fork
-	72,  // 87: postern.agent.v1.BodyEdit.segments:type_name -> postern.agent.v1.Segment
-	73,  // 88: postern.agent.v1.Segment.original:type_name -> postern.agent.v1.Range
-	74,  // 89: postern.agent.v1.Segment.uploaded:type_name -> postern.agent.v1.Upload
-	73,  // 90: postern.agent.v1.Upload.range:type_name -> postern.agent.v1.Range
-	58,  // 91: postern.agent.v1.RemoveRecipient.report:type_name -> postern.agent.v1.Reply
-	11,  // 92: postern.agent.v1.TableWrite.op:type_name -> postern.agent.v1.TableOp
-	86,  // 93: postern.agent.v1.Need.tables:type_name -> postern.agent.v1.NeedKeys
-	90,  // 94: postern.agent.v1.BodiesRequest.chunk:type_name -> postern.agent.v1.Chunk
-	90,  // 95: postern.agent.v1.BodiesResponse.chunk:type_name -> postern.agent.v1.Chunk
-	12,  // 96: postern.agent.v1.AgentService.Describe:input_type -> postern.agent.v1.DescribeRequest
-	20,  // 97: postern.agent.v1.AgentService.Validate:input_type -> postern.agent.v1.ValidateRequest
-	24,  // 98: postern.agent.v1.AgentService.Configure:input_type -> postern.agent.v1.ConfigureRequest
-	34,  // 99: postern.agent.v1.AgentService.Events:input_type -> postern.agent.v1.EventsRequest
-	88,  // 100: postern.agent.v1.AgentService.Bodies:input_type -> postern.agent.v1.BodiesRequest
-	91,  // 101: postern.agent.v1.AgentService.Drain:input_type -> postern.agent.v1.DrainRequest
-	13,  // 102: postern.agent.v1.AgentService.Describe:output_type -> postern.agent.v1.DescribeResponse
-	21,  // 103: postern.agent.v1.AgentService.Validate:output_type -> postern.agent.v1.ValidateResponse
-	27,  // 104: postern.agent.v1.AgentService.Configure:output_type -> postern.agent.v1.ConfigureResponse
-	36,  // 105: postern.agent.v1.AgentService.Events:output_type -> postern.agent.v1.EventsResponse
-	89,  // 106: postern.agent.v1.AgentService.Bodies:output_type -> postern.agent.v1.BodiesResponse
-	92,  // 107: postern.agent.v1.AgentService.Drain:output_type -> postern.agent.v1.DrainResponse
-	102, // [102:108] is the sub-list for method output_type
-	96,  // [96:102] is the sub-list for method input_type
-	96,  // [96:96] is the sub-list for extension type_name
-	96,  // [96:96] is the sub-list for extension extendee
-	0,   // [0:96] is the sub-list for field type_name
+	67,  // 28: postern.agent.v1.EventsResponse.answers:type_name -> postern.agent.v1.Answer
+	40,  // 29: postern.agent.v1.EventsResponse.progress:type_name -> postern.agent.v1.Progress
+	39,  // 30: postern.agent.v1.EventsResponse.pong:type_name -> postern.agent.v1.Pong
+	37,  // 31: postern.agent.v1.EventsResponse.health:type_name -> postern.agent.v1.Health
+	38,  // 32: postern.agent.v1.Health.degraded:type_name -> postern.agent.v1.Degradation
+	49,  // 33: postern.agent.v1.Event.headers:type_name -> postern.agent.v1.HeaderField
+	50,  // 34: postern.agent.v1.Event.body:type_name -> postern.agent.v1.Body
+	51,  // 35: postern.agent.v1.Event.stamps:type_name -> postern.agent.v1.Stamp
+	52,  // 36: postern.agent.v1.Event.rows:type_name -> postern.agent.v1.Row
+	3,   // 37: postern.agent.v1.Event.kind:type_name -> postern.agent.v1.EventKind
+	42,  // 38: postern.agent.v1.Event.session:type_name -> postern.agent.v1.Session
+	45,  // 39: postern.agent.v1.Event.envelope:type_name -> postern.agent.v1.Envelope
+	48,  // 40: postern.agent.v1.Event.message:type_name -> postern.agent.v1.Message
+	53,  // 41: postern.agent.v1.Event.arguments:type_name -> postern.agent.v1.Arguments
+	43,  // 42: postern.agent.v1.Session.tls:type_name -> postern.agent.v1.Tls
+	44,  // 43: postern.agent.v1.Session.authentication:type_name -> postern.agent.v1.Authentication
+	7,   // 44: postern.agent.v1.Session.trust:type_name -> postern.agent.v1.Trust
+	8,   // 45: postern.agent.v1.Session.traffic:type_name -> postern.agent.v1.Traffic
+	46,  // 46: postern.agent.v1.Envelope.sender:type_name -> postern.agent.v1.Sender
+	47,  // 47: postern.agent.v1.Envelope.recipients:type_name -> postern.agent.v1.Recipient
+	9,   // 48: postern.agent.v1.Stamp.scope:type_name -> postern.agent.v1.Scope
+	54,  // 49: postern.agent.v1.Arguments.hello:type_name -> postern.agent.v1.HelloArguments
+	55,  // 50: postern.agent.v1.Arguments.auth:type_name -> postern.agent.v1.AuthArguments
+	56,  // 51: postern.agent.v1.Arguments.rcpt:type_name -> postern.agent.v1.RcptArguments
+	58,  // 52: postern.agent.v1.Arguments.text:type_name -> postern.agent.v1.TextArguments
+	59,  // 53: postern.agent.v1.Arguments.reject:type_name -> postern.agent.v1.RejectArguments
+	61,  // 54: postern.agent.v1.Arguments.disconnect:type_name -> postern.agent.v1.DisconnectArguments
+	62,  // 55: postern.agent.v1.Arguments.routing:type_name -> postern.agent.v1.RoutingArguments
+	63,  // 56: postern.agent.v1.Arguments.delivery:type_name -> postern.agent.v1.DeliveryArguments
+	65,  // 57: postern.agent.v1.Arguments.schedule:type_name -> postern.agent.v1.ScheduleArguments
+	66,  // 58: postern.agent.v1.Arguments.released:type_name -> postern.agent.v1.ReleasedArguments
+	57,  // 59: postern.agent.v1.Arguments.data:type_name -> postern.agent.v1.DataArguments
+	47,  // 60: postern.agent.v1.RcptArguments.recipient:type_name -> postern.agent.v1.Recipient
+	60,  // 61: postern.agent.v1.RejectArguments.reply:type_name -> postern.agent.v1.Reply
+	3,   // 62: postern.agent.v1.RejectArguments.event:type_name -> postern.agent.v1.EventKind
+	64,  // 63: postern.agent.v1.DeliveryArguments.results:type_name -> postern.agent.v1.DeliveryResult
+	60,  // 64: postern.agent.v1.DeliveryResult.reply:type_name -> postern.agent.v1.Reply
+	52,  // 65: postern.agent.v1.ScheduleArguments.rows:type_name -> postern.agent.v1.Row
+	68,  // 66: postern.agent.v1.Answer.verdicts:type_name -> postern.agent.v1.Verdict
+	69,  // 67: postern.agent.v1.Answer.edits:type_name -> postern.agent.v1.Edit
+	51,  // 68: postern.agent.v1.Answer.stamps:type_name -> postern.agent.v1.Stamp
+	84,  // 69: postern.agent.v1.Answer.writes:type_name -> postern.agent.v1.TableWrite
+	85,  // 70: postern.agent.v1.Answer.spawns:type_name -> postern.agent.v1.Spawn
+	86,  // 71: postern.agent.v1.Answer.copies:type_name -> postern.agent.v1.KeepCopy
+	87,  // 72: postern.agent.v1.Answer.need:type_name -> postern.agent.v1.Need
+	89,  // 73: postern.agent.v1.Answer.counters:type_name -> postern.agent.v1.Counter
+	10,  // 74: postern.agent.v1.Verdict.kind:type_name -> postern.agent.v1.VerdictKind
+	60,  // 75: postern.agent.v1.Verdict.reply:type_name -> postern.agent.v1.Reply
+	0,   // 76: postern.agent.v1.Verdict.category:type_name -> postern.agent.v1.Category
+	9,   // 77: postern.agent.v1.Verdict.scope:type_name -> postern.agent.v1.Scope
+	70,  // 78: postern.agent.v1.Edit.add_header:type_name -> postern.agent.v1.AddHeader
+	71,  // 79: postern.agent.v1.Edit.replace_header:type_name -> postern.agent.v1.ReplaceHeader
+	72,  // 80: postern.agent.v1.Edit.remove_header:type_name -> postern.agent.v1.RemoveHeader
+	73,  // 81: postern.agent.v1.Edit.body:type_name -> postern.agent.v1.BodyEdit
+	77,  // 82: postern.agent.v1.Edit.add_recipient:type_name -> postern.agent.v1.AddRecipient
+	78,  // 83: postern.agent.v1.Edit.remove_recipient:type_name -> postern.agent.v1.RemoveRecipient
+	79,  // 84: postern.agent.v1.Edit.rewrite_recipient:type_name -> postern.agent.v1.RewriteRecipient
+	80,  // 85: postern.agent.v1.Edit.rewrite_sender:type_name -> postern.agent.v1.RewriteSender
+	81,  // 86: postern.agent.v1.Edit.expand:type_name -> postern.agent.v1.Expand
+	82,  // 87: postern.agent.v1.Edit.route:type_name -> postern.agent.v1.Route
+	83,  // 88: postern.agent.v1.Edit.fork:type_name -> postern.agent.v1.Fork
+	74,  // 89: postern.agent.v1.BodyEdit.segments:type_name -> postern.agent.v1.Segment
+	75,  // 90: postern.agent.v1.Segment.original:type_name -> postern.agent.v1.Range
+	76,  // 91: postern.agent.v1.Segment.uploaded:type_name -> postern.agent.v1.Upload
+	75,  // 92: postern.agent.v1.Upload.range:type_name -> postern.agent.v1.Range
+	60,  // 93: postern.agent.v1.RemoveRecipient.report:type_name -> postern.agent.v1.Reply
+	11,  // 94: postern.agent.v1.TableWrite.op:type_name -> postern.agent.v1.TableOp
+	88,  // 95: postern.agent.v1.Need.tables:type_name -> postern.agent.v1.NeedKeys
+	92,  // 96: postern.agent.v1.BodiesRequest.chunk:type_name -> postern.agent.v1.Chunk
+	92,  // 97: postern.agent.v1.BodiesResponse.chunk:type_name -> postern.agent.v1.Chunk
+	12,  // 98: postern.agent.v1.AgentService.Describe:input_type -> postern.agent.v1.DescribeRequest
+	20,  // 99: postern.agent.v1.AgentService.Validate:input_type -> postern.agent.v1.ValidateRequest
+	24,  // 100: postern.agent.v1.AgentService.Configure:input_type -> postern.agent.v1.ConfigureRequest
+	34,  // 101: postern.agent.v1.AgentService.Events:input_type -> postern.agent.v1.EventsRequest
+	90,  // 102: postern.agent.v1.AgentService.Bodies:input_type -> postern.agent.v1.BodiesRequest
+	93,  // 103: postern.agent.v1.AgentService.Drain:input_type -> postern.agent.v1.DrainRequest
+	13,  // 104: postern.agent.v1.AgentService.Describe:output_type -> postern.agent.v1.DescribeResponse
+	21,  // 105: postern.agent.v1.AgentService.Validate:output_type -> postern.agent.v1.ValidateResponse
+	27,  // 106: postern.agent.v1.AgentService.Configure:output_type -> postern.agent.v1.ConfigureResponse
+	36,  // 107: postern.agent.v1.AgentService.Events:output_type -> postern.agent.v1.EventsResponse
+	91,  // 108: postern.agent.v1.AgentService.Bodies:output_type -> postern.agent.v1.BodiesResponse
+	94,  // 109: postern.agent.v1.AgentService.Drain:output_type -> postern.agent.v1.DrainResponse
+	104, // [104:110] is the sub-list for method output_type
+	98,  // [98:104] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_postern_agent_v1_agent_proto_init() }
@@ -8035,7 +8177,7 @@ func file_postern_agent_v1_agent_proto_init() {
 		(*PathStep_Index)(nil),
 		(*PathStep_Key)(nil),
 	}
-	file_postern_agent_v1_agent_proto_msgTypes[39].OneofWrappers = []any{
+	file_postern_agent_v1_agent_proto_msgTypes[41].OneofWrappers = []any{
 		(*Arguments_Hello)(nil),
 		(*Arguments_Auth)(nil),
 		(*Arguments_Rcpt)(nil),
@@ -8048,7 +8190,7 @@ func file_postern_agent_v1_agent_proto_init() {
 		(*Arguments_Released)(nil),
 		(*Arguments_Data)(nil),
 	}
-	file_postern_agent_v1_agent_proto_msgTypes[55].OneofWrappers = []any{
+	file_postern_agent_v1_agent_proto_msgTypes[57].OneofWrappers = []any{
 		(*Edit_AddHeader)(nil),
 		(*Edit_ReplaceHeader)(nil),
 		(*Edit_RemoveHeader)(nil),
@@ -8061,17 +8203,17 @@ func file_postern_agent_v1_agent_proto_init() {
 		(*Edit_Route)(nil),
 		(*Edit_Fork)(nil),
 	}
-	file_postern_agent_v1_agent_proto_msgTypes[58].OneofWrappers = []any{}
-	file_postern_agent_v1_agent_proto_msgTypes[60].OneofWrappers = []any{
+	file_postern_agent_v1_agent_proto_msgTypes[60].OneofWrappers = []any{}
+	file_postern_agent_v1_agent_proto_msgTypes[62].OneofWrappers = []any{
 		(*Segment_Original)(nil),
 		(*Segment_Data)(nil),
 		(*Segment_Uploaded)(nil),
 	}
-	file_postern_agent_v1_agent_proto_msgTypes[76].OneofWrappers = []any{
+	file_postern_agent_v1_agent_proto_msgTypes[78].OneofWrappers = []any{
 		(*BodiesRequest_Chunk)(nil),
 		(*BodiesRequest_Credit)(nil),
 	}
-	file_postern_agent_v1_agent_proto_msgTypes[77].OneofWrappers = []any{
+	file_postern_agent_v1_agent_proto_msgTypes[79].OneofWrappers = []any{
 		(*BodiesResponse_Chunk)(nil),
 		(*BodiesResponse_Credit)(nil),
 		(*BodiesResponse_Enough)(nil),
@@ -8082,7 +8224,7 @@ func file_postern_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_postern_agent_v1_agent_proto_rawDesc), len(file_postern_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   81,
+			NumMessages:   83,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -77,7 +77,7 @@ func (a *Agent) Status() Status {
 		Command: spec.Command, Attach: spec.Attach,
 		InFlight: a.inFlight, Queued: len(a.queue), Suspects: len(a.suspects),
 		Answered: a.counts.answers, Failures: maps.Clone(a.counts.failures), Breaches: maps.Clone(a.counts.breaches),
-		DeadLetters: a.counts.dead, Latency: a.counts.latency(),
+		DeadLetters: a.counts.dead, Latency: a.counts.latency(), Degraded: a.degraded(),
 	}
 	for _, s := range a.slots {
 		status.Instances = append(status.Instances, s.status())

@@ -135,6 +135,9 @@ func (a *Agent) settle(s *stream, in *agentpb.EventsResponse) {
 	if pong := in.GetPong(); pong.GetNonce() == s.nonce && pong.GetInFlight() == 0 {
 		s.forgetAbandoned(s.pinged)
 	}
+	if h := in.GetHealth(); h != nil {
+		s.degraded = degradations(h)
+	}
 	a.schedule()
 	s.noteDrained()
 }

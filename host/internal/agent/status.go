@@ -34,6 +34,7 @@ type Status struct {
 	Breaches    map[string]uint64      // reported by CountBreach, by reason
 	DeadLetters DeadLetters
 	Latency     Latency
+	Degraded    []Degradation // what it has to work without, by its own word
 }
 
 // InstanceStatus of one instance.

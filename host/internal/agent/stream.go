@@ -38,6 +38,7 @@ type stream struct {
 	idle      bool      // the writer sleeps
 	drained   chan struct{}
 	draining  bool
+	degraded  []Degradation // what the process told last
 }
 
 // openEvents opens the stream. ctx bounds only the opening.
