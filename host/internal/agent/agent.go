@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/posternmail/postern/sdk/agentpb"
 )
 
 // Agent is one configured agent: its instances and the events they work on. It is safe for concurrent use.
@@ -18,26 +20,35 @@ type Agent struct {
 	nextID     atomic.Uint64
 	generation atomic.Uint64
 	newest     atomic.Pointer[process] // of the processes that came up
+	taken      atomic.Pointer[taken]   // configuration taken live; nil: that of o
 	life       context.Context         // ends with Close
 	quit       context.CancelFunc
 	running    sync.WaitGroup
+	bytes      atomic.Int64 // of events in flight and waiting
 
-	mu       sync.Mutex
-	closed   bool
-	queue    []*flight // waiting for a place, oldest first
-	suspects []*flight // waiting to be tried alone
-	reserved *stream   // takes suspects only
-	inFlight int
-	records  map[string]record // of events that were guilty and then failed otherwise, by EventID
-	counts   counts
+	mu         sync.Mutex
+	closed     bool
+	queue      []*flight // waiting for a place, oldest first
+	suspects   []*flight // waiting to be tried alone
+	reserved   *stream   // takes suspects only
+	inFlight   int
+	streams    map[*stream]bool  // of processes that came up and may have events
+	records    map[string]record // of events that were guilty and then failed otherwise, by EventID
+	counts     counts
+	breakers   map[agentpb.EventKind]*breaker // of kinds of events that failed last
+	complaints map[FailureKind]*complaint
 }
 
-// queueShare is how many events may wait for each that may be in flight.
-const queueShare = 4
+// Bounds of the events that an agent has in flight and waiting: load beyond them is shed, whatever memory there is.
+const (
+	queueShare = 4        // events that may wait for each that may be in flight
+	maxBytes   = 64 << 20 // of all their facts, headers and bodies that go inline
+)
 
 // newAgent makes an agent without processes.
 func newAgent(o Options) *Agent {
-	a := &Agent{o: o, limit: o.Spec.MaxInFlight, queueLimit: queueShare * o.Spec.MaxInFlight, records: map[string]record{}, counts: newCounts()}
+	a := &Agent{o: o, limit: o.Spec.MaxInFlight, queueLimit: queueShare * o.Spec.MaxInFlight, counts: newCounts(),
+		streams: map[*stream]bool{}, records: map[string]record{}, breakers: map[agentpb.EventKind]*breaker{}, complaints: map[FailureKind]*complaint{}}
 	a.life, a.quit = context.WithCancel(context.Background())
 	for i := range o.Spec.Instances {
 		a.slots = append(a.slots, newSlot(a, i+1))
@@ -51,13 +62,18 @@ func (a *Agent) Name() string { return a.o.Spec.Name }
 // Call asks the agent and waits for its answer, over as many attempts as Call.Timeout leaves room for. The
 // error, if any, is a *Failure. An event that is still in flight when ctx ends counts as late.
 func (a *Agent) Call(ctx context.Context, c *Call) (Result, error) {
+	size := int64(c.bound())
+	if held := a.bytes.Add(size); held > maxBytes && held > size {
+		a.bytes.Add(-size)
+		return Result{}, a.refuseCall(c, Busy, fmt.Sprintf("its events in flight and waiting have %d MiB", (held-size)>>20))
+	}
+	defer a.bytes.Add(-size)
 	f, err := newFlight(c)
 	if err != nil {
-		return Result{}, &Failure{Agent: a.Name(), Kind: Faulty, Detail: err.Error()}
+		return Result{}, a.refuseCall(c, Faulty, err.Error())
 	}
 	if f.size > maxEventBytes {
-		return Result{}, &Failure{Agent: a.Name(), Kind: Faulty,
-			Detail: fmt.Sprintf("the event is larger than %d bytes", maxEventBytes)}
+		return Result{}, a.refuseCall(c, Faulty, fmt.Sprintf("the event is larger than %d bytes", maxEventBytes))
 	}
 	f.waiter = waiters.Get().(*waiter)
 	defer waiters.Put(f.waiter)
@@ -73,8 +89,7 @@ func (a *Agent) admit(f *flight) *Failure {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if failure := a.refusal(f); failure != nil {
-		failure.Agent = a.Name()
-		a.counts.failures[failure.Kind]++
+		a.failed(f.call, failure)
 		return failure
 	}
 	if a.remember(f) {
@@ -86,17 +101,33 @@ func (a *Agent) admit(f *flight) *Failure {
 	return nil
 }
 
+// refuseCall is the failure of a call that does not become a flight.
+func (a *Agent) refuseCall(c *Call, kind FailureKind, detail string) *Failure {
+	failure := &Failure{Kind: kind, Detail: detail}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failed(c, failure)
+	return failure
+}
+
+// failed completes the failure of a call, and has it counted and told. Under mu.
+func (a *Agent) failed(c *Call, failure *Failure) {
+	failure.Agent = a.Name()
+	a.counts.failures[failure.Kind]++
+	a.complain(c, failure)
+}
+
 // refusal says why a new flight cannot be taken.
 func (a *Agent) refusal(f *flight) *Failure {
 	switch {
 	case a.closed:
 		return &Failure{Kind: Down, Detail: "closed"}
-	case len(a.queue) >= a.queueLimit:
-		return &Failure{Kind: Busy, Detail: fmt.Sprintf("%d events in flight, %d waiting", a.inFlight, len(a.queue))}
+	case len(a.queue)+len(a.suspects) >= a.queueLimit:
+		return &Failure{Kind: Busy, Detail: fmt.Sprintf("%d events in flight, %d waiting", a.inFlight, len(a.queue)+len(a.suspects))}
 	case !a.hope(f):
 		return &Failure{Kind: Down, Detail: a.lastExit()}
 	}
-	return nil
+	return a.broken(f)
 }
 
 // await waits for the end of a flight.
@@ -113,13 +144,24 @@ func (a *Agent) await(ctx context.Context, f *flight) {
 				timer.Reset(left)
 				continue
 			}
-			a.abandon(f, fmt.Sprintf("no answer within %s", time.Duration(f.deadline.Load())))
+			a.abandon(f, "no answer within "+rounded(time.Duration(f.deadline.Load())).String())
 		case <-ctx.Done():
 			a.abandon(f, "not waited for any longer: "+context.Cause(ctx).Error())
 		}
 		<-f.waiter.done
 		return
 	}
+}
+
+// rounded is a duration as a person would say it.
+func rounded(d time.Duration) time.Duration {
+	switch {
+	case d >= time.Second:
+		return d.Round(time.Second / 10)
+	case d >= time.Second/10:
+		return d.Round(time.Second / 100)
+	}
+	return d.Round(time.Millisecond)
 }
 
 // abandon gives a flight up, unless it has just ended. It counts as in flight at a death until the agent
@@ -130,6 +172,7 @@ func (a *Agent) abandon(f *flight, why string) {
 	if f.finished {
 		return
 	}
+	f.unwanted = f.left() > 0
 	s := f.on
 	if s == nil {
 		a.dequeue(f)

@@ -67,7 +67,7 @@ func options(t *testing.T, role string) (Options, *output) {
 			Env: map[string]string{roleKey: "agent " + role, "GORACE": "atexit_sleep_ms=0"}},
 		RunDir: run, StateDir: t.TempDir(),
 		Logger:  hclog.New(&hclog.LoggerOptions{Output: out, Level: hclog.Trace}),
-		Backoff: Backoff{First: 10 * time.Millisecond, Max: 50 * time.Millisecond},
+		Backoff: Backoff{First: 10 * time.Millisecond, Max: 50 * time.Millisecond, Attempts: 1000},
 	}, out
 }
 

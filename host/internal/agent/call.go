@@ -22,6 +22,7 @@ type Call struct {
 	Timeout time.Duration  // for all attempts together
 	Extend  time.Duration  // how far Progress may move Timeout, from the start
 	Fact    bool           // not retried
+	Before  int            // attempts at it by generations that were replaced
 }
 
 // Result of a Call.
@@ -51,6 +52,7 @@ const (
 	Late   FailureKind = "late"   // no answer within the timeout
 	Down   FailureKind = "down"   // no instance is running
 	Busy   FailureKind = "busy"   // its queue is full
+	Broken FailureKind = "broken" // its breaker is open: such events failed again and again
 	Faulty FailureKind = "fault"  // its handler failed and it said so
 	Poison FailureKind = "poison" // the event killed two instances, alone in each
 )

@@ -86,19 +86,32 @@ func inlineBody(c *Call) (inline, error) {
 		return inline{}, nil
 	}
 	in := inline{size: c.Body.Size(), present: true}
-	want := in.size
-	switch {
-	case c.Prefix > 0 && c.Prefix < want:
-		want, in.truncated = min(c.Prefix, maxInlinePrefix), true
-	case c.Prefix > 0 && want > maxInlinePrefix:
-		want, in.truncated = maxInlinePrefix, true
-	case c.Prefix == 0 && want > maxInlineBody:
-		in.ticket = true
+	n := c.inlineBytes()
+	if in.ticket = n < 0; in.ticket {
 		return in, nil
 	}
+	in.truncated = n < in.size
 	var err error
-	in.octets, err = firstOctets(c.Body, want)
+	in.octets, err = firstOctets(c.Body, n)
 	return in, err
+}
+
+// inlineBytes is how many bytes of the body go inside the event, -1 when it goes outside.
+func (c *Call) inlineBytes() int64 {
+	switch {
+	case c.Body == nil:
+		return 0
+	case c.Prefix > 0:
+		return min(c.Prefix, c.Body.Size(), maxInlinePrefix)
+	case c.Body.Size() > maxInlineBody:
+		return -1
+	}
+	return c.Body.Size()
+}
+
+// bound is a number of bytes that the event does not exceed in memory and on the wire.
+func (c *Call) bound() int {
+	return len(c.Facts) + len(c.Own) + int(max(c.inlineBytes(), 0)) + headBound
 }
 
 // firstOctets reads the first n bytes of a body. Those of a body in memory are not copied.

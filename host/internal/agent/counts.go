@@ -2,6 +2,7 @@ package agent
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -82,7 +83,36 @@ func (a *Agent) Status() Status {
 	for _, s := range a.slots {
 		status.Instances = append(status.Instances, s.status())
 	}
+	status.Leaked = a.leaked(time.Now())
+	status.Breakers = a.openBreakers()
 	return status
+}
+
+// overdue is how long after its time an event counts as forgotten.
+const overdue = 10 * time.Second
+
+// leaked counts places that are taken by no event, and events that nobody will end any more. Under mu.
+func (a *Agent) leaked(now time.Time) int {
+	held, forgotten := 0, 0
+	for s := range a.streams {
+		held += len(s.flights)
+		for _, f := range s.flights {
+			if now.Sub(f.latest) > overdue {
+				forgotten++
+			}
+		}
+	}
+	return max(a.inFlight-held, held-a.inFlight) + forgotten
+}
+
+// openBreakers lists the breakers that are open, by kind. Under mu.
+func (a *Agent) openBreakers() (list []BreakerStatus) {
+	for _, kind := range slices.Sorted(maps.Keys(a.breakers)) {
+		if b := a.breakers[kind]; b.open {
+			list = append(list, BreakerStatus{Kind: kind, Failures: b.failures, Since: b.since, Next: b.next, Last: b.last.Error()})
+		}
+	}
+	return list
 }
 
 // status of an instance. Under Agent.mu.
@@ -90,7 +120,7 @@ func (s *slot) status() InstanceStatus {
 	status := InstanceStatus{
 		Number: s.number, State: s.state, Since: s.since, Restarts: s.restarts, LastExit: s.lastExit, Stderr: s.lastTail,
 	}
-	if s.state == Waiting {
+	if s.state == Waiting || s.state == Failed {
 		status.Next = s.next
 	}
 	if p := s.process; p != nil {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -25,6 +26,7 @@ type flight struct {
 
 	// Under Agent.mu.
 	finished bool
+	unwanted bool    // given up before its time was over: the caller has gone
 	on       *stream // that carries it, nil while it is queued
 	id       uint64  // of the attempt
 	sent     bool    // to the agent, in this attempt
@@ -79,7 +81,7 @@ func (f *flight) extend(by time.Duration) {
 
 // wire is the attempt as it goes over the stream.
 func (f *flight) wire() wireEvent {
-	e := wireEvent{call: f.call, body: f.body, id: f.id, attempt: uint32(len(f.attempts) + 1), timeout: max(f.left(), 0)}
+	e := wireEvent{call: f.call, body: f.body, id: f.id, attempt: uint32(f.call.Before + len(f.attempts) + 1), timeout: max(f.left(), 0)}
 	if f.body.ticket {
 		e.ticket = "b" + strconv.FormatUint(f.id, 10)
 	}
@@ -156,6 +158,7 @@ func (a *Agent) answer(s *stream, answer *agentpb.Answer, now time.Time) {
 		a.fail(s, f, &Failure{Kind: Faulty, Detail: cutString(printable(fault), keptLineBytes)})
 		return
 	}
+	a.mend(f)
 	f.close(s, nil)
 	f.result = Result{Answer: answer, uploads: s.process.bodies}
 	f.finish()
@@ -194,9 +197,9 @@ func (a *Agent) fail(s *stream, f *flight, failure *Failure) {
 
 // end finishes a flight without an answer.
 func (a *Agent) end(f *flight, failure *Failure) {
-	failure.Agent = a.Name()
 	f.failure = failure
-	a.counts.failures[failure.Kind]++
+	a.failed(f.call, failure)
+	a.wear(f, failure)
 	a.record(f)
 	f.finish()
 }
@@ -235,6 +238,7 @@ func (a *Agent) bury(s *stream, kind FailureKind, detail string) {
 	}
 	a.queue = append(again, a.queue...)
 	s.waiting, s.abandoned, s.cancels = nil, nil, nil
+	delete(a.streams, s)
 	a.schedule()
 	s.noteDrained()
 }
@@ -277,7 +281,23 @@ func (a *Agent) suspect(s *stream, f *flight, alone bool, failure *Failure) {
 		a.suspects = append(a.suspects, f)
 		return
 	}
-	a.end(f, &Failure{Kind: Poison, Detail: failure.Detail, Evidence: strings.Join(f.evidence, "\n")})
+	a.end(f, &Failure{Kind: Poison, Detail: failure.Detail, Evidence: strings.Join(append([]string{f.input()}, f.evidence...), "\n")})
+}
+
+// input names what killed: the event, and the message that is parked beside the evidence.
+func (f *flight) input() string {
+	c := f.call
+	input := fmt.Sprintf("input: event %q of %d bytes", c.EventID, len(c.Facts)+len(c.Own))
+	if c.Session != "" {
+		input += ", session " + c.Session
+	}
+	if c.Message != "" {
+		input += ", message " + c.Message
+	}
+	if c.Body != nil {
+		input += fmt.Sprintf(", body of %d bytes", c.Body.Size())
+	}
+	return input
 }
 
 // record is what is held against an event that was guilty once and failed before it could be tried again. Right

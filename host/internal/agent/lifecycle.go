@@ -174,11 +174,28 @@ func (a *Agent) hope(f *flight) bool {
 	}
 	deadline := time.Now().Add(f.left())
 	for _, s := range a.slots {
-		if s.state != Waiting || s.next.Before(deadline) {
+		if s.mayRise(deadline) {
 			return true
 		}
 	}
 	return false
+}
+
+// patience is how long starts may fail, one after the other, before no event waits for the next one.
+const patience = 5 * time.Second
+
+// mayRise reports whether the slot may have a process that takes events before a time. Under Agent.mu.
+func (s *slot) mayRise(by time.Time) bool {
+	hopeless := s.unborn > 0 && time.Since(s.barren) > patience
+	switch s.state {
+	case Waiting:
+		return !hopeless && s.next.Before(by)
+	case Starting:
+		return !hopeless
+	case Failed:
+		return false
+	}
+	return true
 }
 
 // despair fails what waits for an instance that will not come in time.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -18,16 +19,19 @@ type slot struct {
 	process  *process // newest, up or not
 	state    State
 	since    time.Time
-	next     time.Time // of the next start, in backoff
+	next     time.Time // of the next start, in backoff or failed; zero: only by an order
+	unborn   int       // starts in a row that did not bring a process up
+	barren   time.Time // of the first of them
 	restarts int
 	lastExit string
 	lastTail []string
 }
 
-// order to replace the process of a slot.
+// order to replace the process of a slot, or to have it take a configuration.
 type order struct {
-	ctx  context.Context
-	done chan error
+	ctx       context.Context
+	configure *taken // nil: a new process
+	done      chan error
 }
 
 // newSlot makes a slot without a process.
@@ -48,7 +52,7 @@ func (s *slot) stream() *stream {
 func (s *slot) start(ctx context.Context) (*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.a.o.Spec.StartTimeout)
 	defer cancel()
-	p, err := newProcess(ctx, s.a.o, s.number)
+	p, err := newProcess(ctx, s.a.options(), s.number)
 	if err != nil {
 		return nil, err
 	}
@@ -79,8 +83,11 @@ func (s *slot) install(p *process) bool {
 		s.process.stream.retire()
 	}
 	s.process = p
+	s.unborn = 0
 	p.stream.up = true
+	s.a.streams[p.stream] = true
 	s.a.newest.Store(p)
+	s.a.probeNow()
 	s.enter(Up)
 	s.a.schedule()
 	return true
@@ -105,14 +112,11 @@ func (s *slot) enter(state State) {
 // supervise keeps the slot filled until the agent is closed. p is up.
 func (s *slot) supervise(p *process) {
 	defer s.a.running.Done()
-	for {
+	for alive := true; alive; {
 		for p != nil {
 			p = s.watch(p)
 		}
-		if !s.pause() {
-			return
-		}
-		p = s.refill()
+		p, alive = s.rise()
 	}
 }
 
@@ -162,12 +166,18 @@ func (s *slot) watch(p *process) *process {
 			s.a.ping(p.stream)
 			p.bodies.expire()
 		case o := <-s.orders:
-			return s.replace(o, p)
+			if o.configure == nil {
+				return s.replace(o, p)
+			}
+			o.done <- p.reconfigure(o.ctx, o.configure)
 		case <-s.a.life.Done():
 			return nil // Close ends the process
 		}
 	}
 }
+
+// deathGrace is how long a process may take to end after its event stream has: one that lives on is ended.
+const deathGrace = 2 * time.Second
 
 // lost ends what is left of a process that died or hangs and has its events tried elsewhere.
 func (s *slot) lost(p *process, kind FailureKind) *process {
@@ -177,12 +187,12 @@ func (s *slot) lost(p *process, kind FailureKind) *process {
 	s.a.down(p.stream)
 	detail := s.autopsy(p, kind)
 	p.o.Logger.Error("agent is lost", "agent", s.a.Name(), "process", p.label, "how", kind, "detail", detail)
-	delay := s.history.next(time.Since(p.started))
+	pause := s.history.next(time.Since(p.started), p.killedFromOutside())
 	s.a.mu.Lock()
 	s.process = nil
 	s.lastExit, s.lastTail = detail, p.logs.tail(keptLines)
 	s.restarts++
-	s.backOff(delay)
+	s.backOff(pause)
 	s.a.mu.Unlock()
 	s.a.bury(p.stream, kind, detail)
 	s.a.despair()
@@ -190,9 +200,27 @@ func (s *slot) lost(p *process, kind FailureKind) *process {
 }
 
 // backOff enters the wait for the next start. Under Agent.mu.
-func (s *slot) backOff(delay time.Duration) {
-	s.next = time.Now().Add(delay)
-	s.enter(Waiting)
+func (s *slot) backOff(p pause) {
+	s.next = time.Time{}
+	if !p.forever {
+		s.next = time.Now().Add(p.delay)
+	}
+	if !p.failed {
+		s.enter(Waiting)
+		return
+	}
+	s.enter(Failed)
+	next := "by order only"
+	if !p.forever {
+		next = p.delay.Round(time.Second).String()
+	}
+	go s.a.o.Logger.Error("agent has failed: it ends again and again", "agent", s.a.Name(), "instance", s.number,
+		"last", s.lastExit, "next", next, "stderr", lastOf(s.lastTail, shownLines))
+}
+
+// lastOf answers with the last n lines as one text.
+func lastOf(lines []string, n int) string {
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // autopsy ends the process and says how it ended.
@@ -207,7 +235,7 @@ func (s *slot) autopsy(p *process, kind FailureKind) string {
 	case p.runner == nil:
 		detail = fmt.Sprintf("the event stream ended: %v", p.stream.cause)
 	default:
-		detail = p.exitState(outputGrace)
+		detail = p.exitState(deathGrace)
 		if detail == "" {
 			detail = fmt.Sprintf("the event stream ended while the process lived: %v", p.stream.cause)
 		}
@@ -221,10 +249,13 @@ func (s *slot) failed(err error) {
 	if s.a.life.Err() != nil {
 		return
 	}
-	delay := s.history.next(0)
+	pause := s.history.next(0, false)
 	s.a.o.Logger.Error("agent cannot be started", "agent", s.a.Name(), "instance", s.number, "error", err,
-		"next", delay.Round(time.Millisecond))
+		"next", pause.delay.Round(time.Millisecond))
 	s.a.mu.Lock()
+	if s.unborn++; s.unborn == 1 {
+		s.barren = time.Now()
+	}
 	s.lastExit = err.Error()
 	var start *startError
 	if errors.As(err, &start) {
@@ -233,29 +264,57 @@ func (s *slot) failed(err error) {
 			s.lastExit += "; " + start.exit
 		}
 	}
-	s.backOff(delay)
+	s.backOff(pause)
 	s.a.mu.Unlock()
 	s.a.despair()
 }
 
-// pause waits for the time of the next start, or an order to start now. It reports false when the agent is
-// closed.
-func (s *slot) pause() bool {
+// rise waits for the time of the next start, or an order to start now, and starts a process. It answers with nil
+// when that fails, and with alive unset when the agent is closed.
+func (s *slot) rise() (p *process, alive bool) {
 	s.a.mu.Lock()
-	timer := time.NewTimer(time.Until(s.next))
+	due, stop := dueAt(s.next)
 	s.a.mu.Unlock()
-	defer timer.Stop()
+	defer stop()
 	select {
-	case <-timer.C:
+	case <-due:
+		return s.begin(nil)
 	case o := <-s.orders:
-		o.done <- nil // the start that follows is the new process
+		s.history.forgive()
+		return s.begin(&o)
 	case <-s.a.life.Done():
-		return false
+		return nil, false
 	}
+}
+
+// dueAt answers with a channel that something comes from at a time, never for none.
+func dueAt(at time.Time) (due <-chan time.Time, stop func()) {
+	if at.IsZero() {
+		return nil, func() {}
+	}
+	timer := time.NewTimer(time.Until(at))
+	return timer.C, func() { timer.Stop() }
+}
+
+// begin starts a process into the empty slot. Whoever ordered a new one waits for it and hears why it does not come;
+// for a configuration it is enough that the next process gets it.
+func (s *slot) begin(o *order) (p *process, alive bool) {
 	s.a.mu.Lock()
-	defer s.a.mu.Unlock()
 	s.enter(Starting)
-	return !s.a.closed
+	closed := s.a.closed
+	s.a.mu.Unlock()
+	switch {
+	case closed && o != nil:
+		o.done <- fmt.Errorf("agent %s is closed", s.a.Name())
+	case !closed && o != nil && o.configure == nil:
+		return s.replace(*o, nil), true
+	case o != nil:
+		o.done <- nil
+	}
+	if closed {
+		return nil, false
+	}
+	return s.refill(), true
 }
 
 // launched is the outcome of starting a process.
@@ -267,7 +326,7 @@ type launched struct {
 // replace starts a new process beside p, and retires p when the new one is up; where the agent owns something
 // that only one process can, p goes first. It answers with the process that fills the slot.
 func (s *slot) replace(o order, p *process) *process {
-	if len(p.manifest.GetExclusiveResources()) > 0 {
+	if p != nil && len(p.manifest.GetExclusiveResources()) > 0 {
 		s.vacate(o.ctx, p)
 		p = nil
 	}

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"time"
+
+	"github.com/posternmail/postern/sdk/agentpb"
 )
 
 // State of an instance.
@@ -14,6 +16,7 @@ const (
 	Draining State = "draining" // it finishes what it has and takes no more
 	Hanging  State = "hung"     // it gave no sign of life and is being killed
 	Waiting  State = "backoff"  // it failed and waits for its next start
+	Failed   State = "failed"   // it failed so often in a row that it is started now and then only, or by order
 	Stopped  State = "down"     // it was closed
 )
 
@@ -29,6 +32,8 @@ type Status struct {
 	InFlight    int // events the agent works on
 	Queued      int // events waiting for a place
 	Suspects    int // events waiting to be retried alone
+	Leaked      int // places taken by no event, and events long past their time: always 0, or there is a mistake in the host
+	Breakers    []BreakerStatus
 	Answered    uint64
 	Failures    map[FailureKind]uint64 // of calls, by kind
 	Breaches    map[string]uint64      // reported by CountBreach, by reason
@@ -46,9 +51,18 @@ type InstanceStatus struct {
 	Since    time.Time // of State
 	Restarts int
 	InFlight int
-	Next     time.Time // of its next start, in backoff
+	Next     time.Time // of its next start, in backoff or failed; zero: only by order
 	LastExit string    // how its last process ended, "" if none has
 	Stderr   []string  // last lines, oldest first, of the running or else of the last process
+}
+
+// BreakerStatus of an open breaker: events of its kind are kept from the agent.
+type BreakerStatus struct {
+	Kind     agentpb.EventKind
+	Failures int       // in a row
+	Since    time.Time // it is open
+	Next     time.Time // when an event is let through
+	Last     string    // failure
 }
 
 // DeadLetters counts messages of the agent that no event waited for.
