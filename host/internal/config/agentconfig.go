@@ -29,7 +29,8 @@ func (l *loader) configureAgents(agents []*agentNode) {
 	}
 	var ready []*agentNode
 	for _, a := range agents {
-		if a.agent.Enabled && (a.agent.Attach != "" || len(a.agent.Command) > 0) {
+		wanted := a.agent.Config == nil && (l.opts.Only == "" || l.opts.Only == a.agent.Name)
+		if wanted && a.agent.Enabled && (a.agent.Attach != "" || len(a.agent.Command) > 0) {
 			ready = append(ready, a)
 		}
 	}

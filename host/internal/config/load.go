@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,13 @@ type Options struct {
 	// Known is told the configuration without its agents before the first agent is asked, for what agents are told
 	// of the host. It is not whole when there are errors. nil: nobody is told.
 	Known func(*Config)
+	// Override changes an agent from what its block says to what was ordered otherwise. One whose Config it sets keeps
+	// that: its block is not decoded. nil: the blocks stand.
+	Override func(Host, *Agent)
+	// Only, if set, is the one agent whose config block is decoded.
+	Only string
+	// Sources are read in place of the files: those of a configuration that was loaded before.
+	Sources Sources
 	// Env looks up an environment variable for env(). nil: os.LookupEnv.
 	Env func(string) (string, bool)
 	// AgentDir holds the bundled agents, by name. "": the folder "agents" beside the host's binary.
@@ -41,6 +49,12 @@ type Options struct {
 func Load(path string, o Options) (*Config, *Diagnostics) {
 	l := newLoader(o)
 	defer l.diags.sort()
+	if o.Sources != nil {
+		for _, name := range slices.Sorted(maps.Keys(o.Sources)) {
+			l.parse(name, o.Sources[name])
+		}
+		return l.load(), l.diags
+	}
 	names, err := configFiles(path)
 	if err != nil {
 		l.diags.errorf(hcl.Range{Filename: path}, "%v", err)
@@ -50,6 +64,17 @@ func Load(path string, o Options) (*Config, *Diagnostics) {
 		l.read(name)
 	}
 	return l.load(), l.diags
+}
+
+// Sources is the text of each file of a configuration, by name.
+type Sources map[string][]byte
+
+// Sources of the configuration, to load it once more as it was. nil when it was not loaded.
+func (c *Config) Sources() Sources {
+	if c.sources == nil {
+		return nil
+	}
+	return maps.Clone(c.sources.sources)
 }
 
 // DataDir finds the data directory in a configuration that may have errors elsewhere, "" when it cannot be known: whoever
