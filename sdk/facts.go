@@ -70,6 +70,9 @@ type Session struct {
 	EarlyTalk  bool      // the client sent something before the banner
 	Commands   int       // so far
 	Rejects    int       // refusals so far
+	// Unsynchronized counts commands so far behind which the client sent more though it had to wait for the reply:
+	// HELO, EHLO and DATA (RFC 2920 section 3.1), and all of a client that did not say EHLO.
+	Unsynchronized int
 }
 
 // TLS state of a session.
@@ -135,6 +138,8 @@ func (s *Session) more(f *facts) {
 		s.Commands = int(f.value)
 	case 17:
 		s.Rejects = int(f.value)
+	case 18:
+		s.Unsynchronized = int(f.value)
 	}
 }
 

@@ -29,7 +29,7 @@ func full() *agentpb.Event {
 			Peer: netip.MustParseAddr("::ffff:192.0.2.9").AsSlice(), Local: netip.MustParseAddr("2001:db8::1").AsSlice(), LocalPort: 25,
 			Helo: []byte("h\xff"), Extended: true, Trust: Partner, Traffic: Outbound, StartedUnixNanos: 1e18, EarlyTalk: true,
 			Tls:            &agentpb.Tls{Version: "TLS 1.3", CipherSuite: "c", ServerName: "n", ClientSubject: "s", ClientVerified: true},
-			Authentication: &agentpb.Authentication{Mechanism: "PLAIN", Identity: "me"}, Commands: 9, Rejects: 2,
+			Authentication: &agentpb.Authentication{Mechanism: "PLAIN", Identity: "me"}, Commands: 9, Rejects: 2, Unsynchronized: 3,
 		},
 		Envelope: &agentpb.Envelope{
 			Id: "S.1", RecipientCount: 5, Recipients: []*agentpb.Recipient{recipient},
@@ -70,7 +70,7 @@ func TestEveryFactIsRead(t *testing.T) {
 				Peer: Address{netip.MustParseAddr("192.0.2.9")}, Local: Address{netip.MustParseAddr("2001:db8::1")}, LocalPort: 25,
 				Helo: "h\xff", Extended: true, Trust: Partner, Traffic: Outbound, Started: time.Unix(0, 1e18), EarlyTalk: true,
 				TLS:  &TLS{"TLS 1.3", "c", "n", "s", true},
-				Auth: &Auth{"PLAIN", "me"}, Commands: 9, Rejects: 2,
+				Auth: &Auth{"PLAIN", "me"}, Commands: 9, Rejects: 2, Unsynchronized: 3,
 			},
 		},
 		Envelope: Envelope{

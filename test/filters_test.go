@@ -74,7 +74,7 @@ func refusedRcpt(t *testing.T, h *rig.Host, c *rig.Client, text, reason, data st
 		t.Errorf("got  %q\nwant %q", reply, want)
 	}
 	r := waitRecord(h, id, "REJECT")
-	if r.Command != "RCPT" || r.Agent != "connfilter" || r.Version != "1.0.0" || r.AgentEvent != "OnRcpt" || r.Reason != reason ||
+	if r.Command != "RCPT" || r.Agent != "connfilter" || r.Version != "1.1.0" || r.AgentEvent != "OnRcpt" || r.Reason != reason ||
 		len(r.Recipients) != 1 || r.Recipients[0].Address != "b@example.org" {
 		t.Errorf("the ledger has %+v", r)
 	}

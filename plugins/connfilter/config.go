@@ -15,7 +15,7 @@ import (
 
 //go:generate go run . --options=README.md
 
-// Config is the agent's configuration. Empty, it honours the table ip-block.
+// Config is the agent's configuration. Empty, it honours the table ip-block and refuses clients that do not wait for replies.
 type Config struct {
 	AllowList          *List           `hcl:"allow_list,block" doc:"Clients that no antispam agent judges."`
 	BlockList          *List           `hcl:"block_list,block" doc:"Clients whose mail is refused."`
@@ -24,6 +24,8 @@ type Config struct {
 	BypassedRecipients []string        `hcl:"bypassed_recipients,optional" doc:"Recipients (user@domain, domain, *.domain) who get mail from refused clients all the same." example:"[\"abuse@example.org\"]"`
 	BlockResponse      string          `hcl:"block_response,optional" default:"External client with IP address {ip} does not have permissions to submit to this server" doc:"Text of the refusal by block_list, up to 240 characters. {ip} is the client's address."`
 	MachineResponse    string          `hcl:"machine_response,optional" default:"External client with IP address {ip} is blocked for a time because of its reputation" doc:"Text of the refusal by the table ip-block, likewise."`
+	EarlyTalkers       string          `hcl:"early_talkers,optional" default:"reject" one_of:"reject note ignore" doc:"What becomes of clients that do not wait: that talk before the greeting, or send on behind HELO, EHLO or DATA, or behind anything without EHLO, before the reply. Note writes it into the ledger alone."`
+	EarlyResponse      string          `hcl:"early_response,optional" default:"Protocol error: the client does not wait for replies" doc:"Text of their refusal, up to 240 characters. {ip} is the client's address."`
 	DNSTimeout         time.Duration   `hcl:"dns_timeout,optional" default:"3s" min:"100ms" max:"15s" doc:"How long all DNS lists together are waited for, within the time that the host gives the event. A list that has not answered by then is as if it had no entry."`
 	DNSServers         []string        `hcl:"dns_servers,optional" doc:"Servers to ask (address, or address:port) instead of the host's resolvers." example:"[\"127.0.0.1:53\"]"`
 }
@@ -61,6 +63,7 @@ func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 	errs := []error{
 		checkResponse(r.At("block_response"), cfg.BlockResponse, ""),
 		checkResponse(r.At("machine_response"), cfg.MachineResponse, ""),
+		checkResponse(r.At("early_response"), cfg.EarlyResponse, ""),
 		f.readProviders(r),
 		f.readBypassed(r),
 		f.openResolver(r),
@@ -75,7 +78,7 @@ func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 	f.subscribe(r)
 	f.stop = func() {}
 	if !r.Validating() {
-		f.stop = watch(r.Logger(), f.allow, f.block)
+		f.stop = match.Follow(r.Logger(), map[string]match.Followed{f.allow.name: f.allow.files, f.block.name: f.block.files})
 	}
 	return f, nil
 }

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/dns"
 	"github.com/posternmail/postern/sdk/match"
+	"github.com/posternmail/postern/sdk/trace"
 )
 
 // Filter judges the source of a session: first by the own lists, at OnConnect, then, before its first message,
@@ -45,6 +47,8 @@ const (
 	reasonBlockList         = "LocalBlockList"    // block_list
 	reasonMachine           = "MachineBlockList"  // the table ip-block
 	reasonBlockProvider     = "BlockListProvider" // dnsbl
+	reasonEarlyTalker       = "EarlyTalker"       // early_talkers: before the greeting
+	reasonPipelining        = "PipeliningAbuse"   // early_talkers: before a reply
 	reasonRecipientBypassed = "RecipientBypassed" // bypassed_recipients
 )
 
@@ -96,18 +100,20 @@ func (f *Filter) OnMail(ctx context.Context, e *sdk.MailEvent) sdk.Verdict {
 	return f.askLists(ctx, ip).session().StampSession(stampAsked, "1")
 }
 
-// OnRcpt refuses the recipients of a client that was judged before.
+// OnRcpt refuses the recipients of a client that was judged before, or does not wait for replies.
 func (f *Filter) OnRcpt(_ context.Context, e *sdk.RcptEvent) sdk.Verdict {
-	stamp := e.OwnStamp(stampRefusal)
-	if stamp == "" {
-		return sdk.Continue()
+	j := f.judgeManners(e.Session)
+	if stamp := e.OwnStamp(stampRefusal); stamp != "" {
+		if err := json.Unmarshal([]byte(stamp), &j); err != nil {
+			return sdk.Fault(fmt.Errorf("own stamp %s: %w", stampRefusal, err))
+		}
+		j.kind = refused
+	}
+	if j.kind == unlisted {
+		return sdk.Continue().Because(j.Reason, j.Data)
 	}
 	if entry, ok := f.bypassed.Match(e.Recipient.Mailbox); ok {
 		return sdk.Continue().Because(reasonRecipientBypassed, entry)
-	}
-	var j judgement
-	if err := json.Unmarshal([]byte(stamp), &j); err != nil {
-		return sdk.Fault(fmt.Errorf("own stamp %s: %w", stampRefusal, err))
 	}
 	return j.reject()
 }
@@ -162,6 +168,16 @@ func (f *Filter) refuseRecipients(e *sdk.HeadersEvent, j judgement) sdk.Verdict 
 	return j.reject().ForRecipients(unwilling...)
 }
 
+// source of a message that came through servers of our own.
+func (f *Filter) source(h sdk.Header) (netip.Addr, bool) {
+	var received []string
+	for field := range h.All("Received") {
+		received = append(received, string(field.Raw))
+	}
+	client, found := trace.Source(received, f.relayed)
+	return client.Addr, found
+}
+
 // relayed reports whether ip is a server of our own, so that the source is found in Received.
 func (f *Filter) relayed(ip netip.Addr) bool { return sdk.Address{Addr: ip}.In(f.internal) }
 
@@ -197,7 +213,30 @@ func (j judgement) session() sdk.Verdict {
 }
 
 func (j judgement) reject() sdk.Verdict {
+	if j.Reason == reasonEarlyTalker || j.Reason == reasonPipelining {
+		return sdk.Reject(554, "5.5.0", j.Text).Because(j.Reason, j.Data)
+	}
 	return sdk.Reject(550, "5.7.1", j.Text).Because(j.Reason, j.Data)
+}
+
+// judgeManners refuses a stranger who does not wait for the greeting (RFC 5321 section 4.3.1) or for replies that it must
+// wait for (RFC 2920 section 3.1): no mail server does that, programs that only send junk do. Those on this machine may.
+func (f *Filter) judgeManners(s *sdk.Session) judgement {
+	var j judgement
+	switch {
+	case f.EarlyTalkers == "ignore" || s.Trust != sdk.Anonymous || s.Client.IsLoopback() || f.relayed(s.Client.Addr):
+		return j
+	case s.EarlyTalk:
+		j.Reason, j.Data = reasonEarlyTalker, "before the greeting"
+	case s.Unsynchronized > 0:
+		j.Reason, j.Data = reasonPipelining, "before "+strconv.Itoa(s.Unsynchronized)+" replies"
+	default:
+		return j
+	}
+	if f.EarlyTalkers == "reject" {
+		j.kind, j.Text = refused, fill(f.EarlyResponse, s.Client.Addr, "")
+	}
+	return j
 }
 
 // judgeByLists looks into the allow list, then into the block list.

@@ -187,6 +187,38 @@ func TestRefusedAtRcpt(t *testing.T) {
 	s.To("r@y.example").Want(550, "5.7.1")
 }
 
+// A stranger who does not wait is refused at RCPT, one on an allow list or with a name of its own is not.
+func TestClientsThatDoNotWait(t *testing.T) {
+	type session = agentpb.Session
+	tests := map[string]struct {
+		config, ip string
+		facts      func(*session)
+		reason     string // of a refusal; "" is none
+	}{
+		"before the greeting": {ip: "192.0.2.1", facts: func(s *session) { s.EarlyTalk = true }, reason: reasonEarlyTalker},
+		"before replies":      {ip: "192.0.2.1", facts: func(s *session) { s.Unsynchronized = 2 }, reason: reasonPipelining},
+		"waits":               {ip: "192.0.2.1", facts: func(*session) {}},
+		"ignored":             {config: `early_talkers = "ignore"`, ip: "192.0.2.1", facts: func(s *session) { s.EarlyTalk = true }},
+		"loopback":            {ip: "::1", facts: func(s *session) { s.EarlyTalk = true }},
+		"a user":              {ip: "192.0.2.1", facts: func(s *session) { s.EarlyTalk, s.Trust = true, sdk.User }},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			a := agenttest.Start(t, New, test.config+"\nbypassed_recipients = [\"abuse@y.example\"]", agenttest.WithInfo(info()))
+			s := a.From(test.ip).With(test.facts)
+			s.Connect().WantContinue()
+			if o := s.Rcpt("s@x.example", "r@y.example"); test.reason == "" {
+				o.WantContinue()
+			} else {
+				o.Want(554, "5.5.0").WantReason(test.reason)
+			}
+			s.Rcpt("s@x.example", "abuse@y.example").WantContinue()
+		})
+	}
+	a := agenttest.Start(t, New, `early_talkers = "note"`, agenttest.WithInfo(info()))
+	a.From("192.0.2.1").With(func(s *session) { s.EarlyTalk = true }).Rcpt("s@x.example", "r@y.example").WantContinue().WantReason(reasonEarlyTalker)
+}
+
 func TestOwnResponses(t *testing.T) {
 	a := start(t, `
 		block_response   = "Go away, {ip}. See https://y.example/blocked?ip={ip}"

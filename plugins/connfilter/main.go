@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:     "connfilter",
-		Version:  "1.0.0",
+		Version:  "1.1.0",
 		Category: sdk.Antispam,
 		Summary:  "allows and refuses clients by their address: own lists and DNS lists",
 	}

@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:     "recipientfilter",
-		Version:  "0.1.0",
+		Version:  "0.2.0",
 		Category: sdk.Antispam,
 		Summary:  "refuses recipients that do not exist or are blocked, and those who search for some that do",
 	}

@@ -42,7 +42,8 @@ type block struct {
 	By     string `json:"by"`
 }
 
-// reputation is what this agent adds to a row of the host's table reputation, whose keys are client addresses.
+// reputation is what this agent adds to a row of the host's table reputation, whose keys are client addresses, of IPv6
+// the /64: those that protocol analysis reads.
 type reputation struct {
 	Harvests int64 `json:"harvests"`
 }
@@ -63,7 +64,7 @@ func (f *Filter) subscribe(r *sdk.Registrar) {
 	f.sources = sdk.UseTable[source](r, "sources", sdk.Key(sdk.ClientNet(32, 64)), sdk.MaxRows(200_000))
 	if f.HarvestLimit > 0 && f.HarvestBlock > 0 {
 		f.ipBlock = sdk.UseTable[block](r, "ip-block", sdk.Key())
-		f.reputation = sdk.UseTable[reputation](r, "reputation", sdk.Key(sdk.Client))
+		f.reputation = sdk.UseTable[reputation](r, "reputation", sdk.Key(sdk.ClientNet(32, 64)))
 	}
 	r.OnRcpt(sdk.MayChange(sdk.Verdicts))
 }

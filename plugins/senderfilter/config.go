@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/match"
 )
 
 //go:generate go run . --options=README.md
@@ -31,7 +32,7 @@ func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 	f.subscribe(r)
 	f.stop = func() {}
 	if !r.Validating() {
-		f.stop = f.blocked.watch(r.Logger())
+		f.stop = match.Follow(r.Logger(), map[string]match.Followed{"blocked_senders": f.blocked.files})
 	}
 	return f, nil
 }

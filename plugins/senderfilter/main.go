@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:     "senderfilter",
-		Version:  "0.1.0",
+		Version:  "0.2.0",
 		Category: sdk.Antispam,
 		Summary:  "refuses mail by its sender: own lists, and the senders that recipients have blocked",
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/address"
@@ -22,7 +23,8 @@ type Filter struct {
 	rcptFrom, rcptFromDomain     sdk.Table[safelistRow] // and of the header's
 }
 
-// row of the table blocked, whose keys are senders or domains. Any JSON object blocks.
+// row of the table blocked, whose keys are senders, domains, and "*." before a domain for its subdomains. Any JSON object
+// blocks.
 type row struct {
 	Reason any `json:"reason"`
 }
@@ -76,7 +78,41 @@ func (f *Filter) OnMail(_ context.Context, e *sdk.MailEvent) sdk.Verdict {
 	if key, ok := inTable(e, f.sender, f.senderDomain); ok {
 		return f.act(reasonTable, key)
 	}
-	return sdk.Continue()
+	return f.askAbove(e, f.sender, e.Sender.Mailbox, sdk.Continue)
+}
+
+// askAbove asks for the rows of the table that block the subdomains of the domains above the sender's. Without one it is
+// what otherwise says.
+func (f *Filter) askAbove(e sdk.Subject, table sdk.Table[row], sender address.Mailbox, otherwise func() sdk.Verdict) sdk.Verdict {
+	keys := above(sender.Domain)
+	if len(keys) > 0 && !e.Common().Needed {
+		return sdk.Continue().Needs(table.Keys(keys...))
+	}
+	for _, key := range keys {
+		if _, known := table.RowOf(e, key); known {
+			return f.act(reasonTable, key)
+		}
+	}
+	return otherwise()
+}
+
+// maxAbove bounds how many domains above one are asked for: a name may have 127 labels.
+const maxAbove = 16
+
+// above are the keys of rows that block a domain by one above it, the nearest first.
+func above(domain string) (keys []string) {
+	if strings.HasPrefix(domain, "[") {
+		return nil
+	}
+	for range maxAbove {
+		_, rest, more := strings.Cut(domain, ".")
+		if !more {
+			break
+		}
+		keys = append(keys, "*."+strings.ToLower(rest))
+		domain = rest
+	}
+	return keys
 }
 
 // OnRcpt asks what this recipient says of the sender.
@@ -103,7 +139,7 @@ func (f *Filter) OnEndOfHeaders(_ context.Context, e *sdk.HeadersEvent) sdk.Verd
 	if key, ok := inTable(e, f.from, f.fromDomain); ok {
 		return f.act(reasonTable, key)
 	}
-	return f.askRecipients(e)
+	return f.askAbove(e, f.from, e.Message.From, func() sdk.Verdict { return f.askRecipients(e) })
 }
 
 // askRecipients what they say of the header's sender.

@@ -8,11 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/posternmail/postern/sdk"
-	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agenttest"
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // wantDenied wants the reply to the letter.
@@ -162,38 +160,25 @@ func write(t *testing.T, file, text string) {
 	}
 }
 
-// A file is read again when two looks find the same new version; one with a mistake changes nothing.
-func TestFilesReadAgain(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "list")
-	write(t, file, "one.example\n")
-	l := &list{paths: []string{file}}
-	l.fixed, _, _ = readFiles(nil)
-	files, _, err := readFiles(l.paths)
-	if err != nil {
-		t.Fatal(err)
+// A row of "*.domain" blocks the subdomains of the domain, in the envelope and in the header.
+func TestTableSubdomains(t *testing.T) {
+	a := start(t, ``, agenttest.KillBetween())
+	a.PutRow("blocked", "*.bad.example", `{}`, 0)
+	s := a.From("192.0.2.1")
+	for _, sender := range []string{"any@Sub.Bad.example", "any@deep.sub.bad.example"} {
+		o := wantDenied(t, s.Mail(sender)).WantReason(reasonTable)
+		if data := o.Answer().GetVerdicts()[0].GetData(); data != "*.bad.example" {
+			t.Errorf("%s: data %q", sender, data)
+		}
 	}
-	l.files.Store(files)
-	l.read = statesOf(l.paths)
-	l.seen = l.read
-	blocked := func(domain string) bool {
-		_, ok := l.find(address.Mailbox{Local: "a", Domain: domain})
-		return ok
+	for _, sender := range []string{"any@bad.example", "any@notbad.example", "any@example", "any@[192.0.2.1]"} {
+		s.Mail(sender).WantContinue()
 	}
-	write(t, file, "one.example\ntwo.example\n")
-	l.look(hclog.NewNullLogger())
-	if blocked("two.example") {
-		t.Error("read at the first look")
-	}
-	l.look(hclog.NewNullLogger())
-	if !blocked("two.example") {
-		t.Error("not read at the second look")
-	}
-	write(t, file, "one.example\nno entry @@\n")
-	l.look(hclog.NewNullLogger())
-	l.look(hclog.NewNullLogger())
-	if !blocked("two.example") {
-		t.Error("a broken file changed the list")
-	}
+	s.To("r@y.example")
+	wantDenied(t, s.Data("From: any@sub.bad.example\n\nx\n")).WantReason(reasonTable)
+	s.Mail("any@other.example").WantContinue()
+	s.To("r@y.example")
+	s.Data("From: any@bad.example\n\nx\n").WantContinue()
 }
 
 func TestConfiguration(t *testing.T) {
@@ -217,9 +202,10 @@ func FuzzLines(f *testing.F) {
 	f.Add("a@x.example # c\n\xef\xbb\xbf*.y\n")
 	f.Add("\"a b\"@x\n@\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		entries, _, err := readLines(strings.NewReader(text))
-		if err != nil && entries != nil {
-			t.Errorf("entries %q with %v", entries, err)
+		list := new(match.Addresses)
+		_, _ = match.ReadLines(strings.NewReader(text), func(line string) error { return readLine(list, line) })
+		if list.Len() > strings.Count(text, "\n")+1 {
+			t.Errorf("%d entries", list.Len())
 		}
 	})
 }

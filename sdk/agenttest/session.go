@@ -58,6 +58,12 @@ func (s *Session) Authenticated(identity string) *Session {
 	return s
 }
 
+// With changes the facts of the session, for those that no other method sets.
+func (s *Session) With(change func(*agentpb.Session)) *Session {
+	change(s.facts)
+	return s
+}
+
 // Stamped leaves a stamp as another agent does ("connfilter.listed", "scl"), for the message.
 func (s *Session) Stamped(name, value string) *Session {
 	for _, w := range []*world{s.agent.pair, s.agent.single} {

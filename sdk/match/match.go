@@ -52,19 +52,30 @@ func (n *Names) Match(name string) (pattern string, ok bool) {
 }
 
 // Addresses matches mailboxes: "user@domain", "domain" for all of its users, "*.domain" for those of its
-// subdomains, "*" for everybody. Case does not matter.
+// subdomains, "*" for everybody. Case does not matter. The zero value is empty and ready.
 type Addresses struct{ entries map[string]bool }
 
 // NewAddresses makes a matcher. The error comes with the index of the entry.
 func NewAddresses(entries []string) (*Addresses, int, error) {
 	a := &Addresses{entries: make(map[string]bool, len(entries))}
 	for i, e := range entries {
-		if err := checkEntry(e); err != nil {
-			return nil, i, fmt.Errorf("%q: %w", e, err)
+		if err := a.Add(e); err != nil {
+			return nil, i, err
 		}
-		a.entries[strings.ToLower(e)] = true
 	}
 	return a, 0, nil
+}
+
+// Add an entry. The error names it.
+func (a *Addresses) Add(entry string) error {
+	if err := checkEntry(entry); err != nil {
+		return fmt.Errorf("%q: %w", entry, err)
+	}
+	if a.entries == nil {
+		a.entries = map[string]bool{}
+	}
+	a.entries[strings.ToLower(entry)] = true
+	return nil
 }
 
 func checkEntry(e string) error {

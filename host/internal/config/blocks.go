@@ -222,6 +222,7 @@ func limitsBlock() *blockType {
 			duration("timeout", "5m", "100ms", "1d", "Of a whole session; it stands still while a message body moves."),
 			duration("inactivity_timeout", "1m", "100ms", "1d", "Without a sign of the client."),
 			duration("tarpit", "5s", "0s", "10m", "Delay of refusals to anonymous clients. None on loopback unless this is set."),
+			duration("banner_delay", "100ms", "0s", "30s", "Wait for anonymous clients that talk before the greeting, which agents are told; one that does is not waited for any longer. None on loopback unless this is set."),
 			integer("max_protocol_errors", "5", "1", "1000", "Errors before the connection is closed."),
 			integer("max_logon_failures", "3", "1", "1000", "Wrong passwords before the connection is closed."),
 		},

@@ -161,6 +161,8 @@ func buildLimits(n *node) Limits {
 		MaxLogonFailures:     int(n.number("max_logon_failures")),
 		PerSourceSet:         n.set("max_per_source") || n.set("message_rate_per_source"),
 		TarpitSet:            n.set("tarpit"),
+		BannerDelay:          n.duration("banner_delay"),
+		BannerDelaySet:       n.set("banner_delay"),
 	}
 }
 

@@ -134,8 +134,10 @@ type Limits struct {
 	Tarpit               time.Duration // 5 s before 5xx to anonymous clients; 0 on loopback unless set
 	MaxProtocolErrors    int           // 5
 	MaxLogonFailures     int           // 3
+	BannerDelay          time.Duration // 100 ms before the banner of anonymous clients; 0 on loopback unless set
 	PerSourceSet         bool          // max_per_source or message_rate_per_source was set: loopback too
 	TarpitSet            bool          // tarpit was set: loopback too
+	BannerDelaySet       bool          // banner_delay was set: loopback too
 }
 
 // Accepted domain types.

@@ -256,6 +256,9 @@ type replayed struct {
 	rest []byte
 }
 
+// Buffered is how many octets were read and not given out.
+func (r *replayed) Buffered() int { return len(r.rest) }
+
 // Read implements net.Conn.
 func (r *replayed) Read(p []byte) (int, error) {
 	if len(r.rest) == 0 {

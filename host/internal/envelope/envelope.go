@@ -58,6 +58,8 @@ type Session struct {
 	EarlyTalk bool           `json:"early_talk,omitempty"` // sent something before the banner
 	Commands  int            `json:"commands,omitempty"`
 	Rejects   int            `json:"rejects,omitempty"`
+	// Unsynchronized counts commands behind which the client sent more though it had to wait for the reply.
+	Unsynchronized int `json:"unsynchronized,omitempty"`
 }
 
 // TLS is the state of an encrypted session.
@@ -156,6 +158,10 @@ func (r Reply) Permanent() bool { return r.Code/100 == 5 }
 
 // Stamps are facts that agents left, by full name: "agent.key" or a shared one. At most 4 KiB each.
 type Stamps map[string][]byte
+
+// StampSkipped is the stamp of the host's own that names the agents which failed at a session or a message and were
+// skipped, joined by commas.
+const StampSkipped = "skipped"
 
 // Mail is one message with one envelope, as the session and the categorizer hand it to agents. Agents' edits
 // change Sender, Recipients, Header, Body and Stamps; the Original fields never change.

@@ -56,6 +56,7 @@ func sessionFacts(s *envelope.Session) *agentpb.Session {
 		Client: addressBytes(s.Client.Addr()), ClientPort: uint32(s.Client.Port()),
 		Local: addressBytes(s.Local.Addr()), LocalPort: uint32(s.Local.Port()),
 		Helo: []byte(s.Helo), Extended: s.Extended, Trust: agentpb.Trust(s.Trust), EarlyTalk: s.EarlyTalk,
+		Unsynchronized: uint32(s.Unsynchronized),
 	}
 	if s.Peer.Addr() != s.Client.Addr() {
 		f.Peer = addressBytes(s.Peer.Addr())

@@ -453,6 +453,7 @@ func encodeSession(e *encoder, s *envelope.Session) {
 	e.flag(12, s.EarlyTalk)
 	e.number(13, uint64(s.Commands))
 	e.number(14, uint64(s.Rejects))
+	e.number(15, uint64(s.Unsynchronized))
 }
 
 func decodeSession(d *decoder, s *envelope.Session) {
@@ -487,6 +488,8 @@ func decodeSession(d *decoder, s *envelope.Session) {
 		s.Commands = int(d.value)
 	case 14:
 		s.Rejects = int(d.value)
+	case 15:
+		s.Unsynchronized = int(d.value)
 	}
 }
 

@@ -53,7 +53,9 @@ func (s *Session) Command(c *wire.Command) (a wire.Answer, pass bool) {
 	case !s.greeted && !v.ungreeted && !s.greetByItself(c.Verb):
 		return wire.Answer{Reply: helloFirst}, false
 	}
-	return v.handle(s, c)
+	a, pass = v.handle(s, c)
+	s.countUnsynchronized(c)
+	return a, pass
 }
 
 // joinDraft waits for the agents that look at a header still: between chunks of BDAT commands come in meanwhile, and

@@ -113,7 +113,7 @@ func (s *Session) ID() string { return s.env.ID }
 
 // Connect raises OnConnect. A refusal is for TurnAway.
 func (s *Session) Connect() (a wire.Answer, refused bool) {
-	s.env.EarlyTalk = s.w.TLS() == nil && s.w.Pending()
+	s.env.EarlyTalk = s.w.TLS() == nil && s.w.Talks(s.bannerDelay())
 	if a, refused = s.ask(agentpb.EventKind_EVENT_KIND_CONNECT, nil); !refused {
 		// go-smtp writes a greeting and the wire this one in its place.
 		a.Reply = envelope.Reply{Code: 220, Text: s.banner()}

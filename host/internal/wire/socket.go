@@ -33,13 +33,37 @@ func (p *peeked) at(fd uintptr) {
 	p.n, _, p.err = syscall.Recvfrom(int(fd), p.b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 }
 
-// Pending reports whether the client has sent anything that was not read yet.
+// Pending reports whether the client has sent anything that was not read yet. Behind TLS only what has been decrypted
+// counts: what else there is may be no data.
 func (c *Conn) Pending() bool {
-	if len(c.in.unread()) > 0 {
+	if len(c.in.unread()) > 0 || c.ahead() {
 		return true
+	}
+	if c.secure != nil {
+		return false
 	}
 	n, err := c.peek()
 	return err == nil && n > 0
+}
+
+// ahead reports whether octets were read from the socket before there was a wire.
+func (c *Conn) ahead() bool {
+	b, ok := c.conn.(interface{ Buffered() int })
+	return ok && b.Buffered() > 0
+}
+
+// Talks reports whether the client of a plain connection sends anything within d. It returns as soon as that is known.
+func (c *Conn) Talks(d time.Duration) bool {
+	if c.Pending() || d <= 0 || c.raw == nil {
+		return c.Pending()
+	}
+	_ = c.socket.SetReadDeadline(time.Now().Add(d))
+	look := &peeked{err: syscall.EAGAIN}
+	_ = c.raw.Read(func(fd uintptr) bool { // it fails when the time is over: nothing was sent
+		look.at(fd)
+		return look.err != syscall.EAGAIN
+	})
+	return look.err == nil && look.n > 0
 }
 
 // PeerGone reports whether the client has closed the connection, or it broke, with nothing more to say. A client that

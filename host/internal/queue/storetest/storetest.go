@@ -241,7 +241,7 @@ func fullItem() *queue.Item {
 			Peer: netip.MustParseAddrPort("192.0.2.1:6"), Local: netip.MustParseAddrPort("127.0.0.1:25"), Helo: "h\xffelo",
 			Extended: true, TLS: &envelope.TLS{Version: "1.3", CipherSuite: "c", ServerName: "n", ClientSubject: "s", ClientVerified: true},
 			Auth: &envelope.Auth{Mechanism: "PLAIN", Identity: "u\x00"}, Trust: envelope.Partner, Started: at, EarlyTalk: true,
-			Commands: 7, Rejects: 2,
+			Commands: 7, Rejects: 2, Unsynchronized: 1,
 		},
 		Stamps: envelope.Stamps{"s": []byte("v")}, Depth: 3,
 		Mail: &envelope.Mail{
