@@ -1,6 +1,7 @@
 package categorizer
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/posternmail/postern/host/internal/config"
@@ -81,9 +82,18 @@ func (p *pass) resolve(parts []part) []part {
 	var out []part
 	for _, c := range parts {
 		p.resolveMail(c.mail)
-		if len(c.mail.Recipients) > 0 {
-			out = append(out, c)
-		}
+		out = append(out, chips(c)...)
+	}
+	return out
+}
+
+// chips parts a copy that a large group has made longer than agents are shown at once.
+func chips(c part) (out []part) {
+	for len(c.mail.Recipients) > chipSize {
+		out = append(out, part{mail: c.mail.Split(slices.Clone(c.mail.Recipients[:chipSize])), hop: c.hop})
+	}
+	if len(c.mail.Recipients) > 0 {
+		out = append(out, c)
 	}
 	return out
 }

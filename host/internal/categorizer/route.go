@@ -11,7 +11,7 @@ import (
 	"github.com/posternmail/postern/sdk/address"
 )
 
-// chipSize is how many recipients a copy has at most (Exchange's ExpansionSizeLimit).
+// chipSize is how many recipients a copy has at most once groups are expanded (Exchange's ExpansionSizeLimit).
 const chipSize = 1000
 
 // router chooses send connectors: the most specific address space, then the lowest cost, then the lowest name.

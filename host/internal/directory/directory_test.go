@@ -279,3 +279,13 @@ func FuzzFiles(f *testing.F) {
 		}
 	})
 }
+
+// Places are right whatever was asked before, and found without reading the file anew for each token.
+func TestPlaceInJSON(t *testing.T) {
+	p := &jsonParser{data: []byte("ab\n\ncd\ne")}
+	for offset, want := range map[int]position{0: {1, 1}, 2: {1, 3}, 3: {2, 1}, 4: {3, 1}, 6: {3, 3}, 8: {4, 2}, 99: {4, 2}, -1: {1, 1}} {
+		if got := p.positionOf(offset); got != want {
+			t.Errorf("octet %d is at %v, want %v", offset, got, want)
+		}
+	}
+}

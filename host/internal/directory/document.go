@@ -177,6 +177,10 @@ type jsonParser struct {
 	data []byte
 	dec  *json.Decoder
 	last position // of the token read last
+
+	counted   int // octets of data whose lines are counted
+	lines     int // line ends in them
+	lineStart int // behind the last of these
 }
 
 // place of the next token.
@@ -188,9 +192,22 @@ func (p *jsonParser) place() position {
 	return p.positionOf(offset)
 }
 
+// positionOf an octet. It goes on counting where it was last: the tokens of a large file come one behind the other.
 func (p *jsonParser) positionOf(offset int) position {
-	before := p.data[:min(max(offset, 0), len(p.data))]
-	return position{1 + bytes.Count(before, []byte("\n")), len(before) - bytes.LastIndexByte(before, '\n')}
+	offset = min(max(offset, 0), len(p.data))
+	if offset < p.counted {
+		p.counted, p.lines, p.lineStart = 0, 0, 0
+	}
+	for {
+		end := bytes.IndexByte(p.data[p.counted:offset], '\n')
+		if end < 0 {
+			break
+		}
+		p.counted += end + 1
+		p.lines, p.lineStart = p.lines+1, p.counted
+	}
+	p.counted = offset
+	return position{1 + p.lines, 1 + offset - p.lineStart}
 }
 
 func (p *jsonParser) token() (json.Token, error) {

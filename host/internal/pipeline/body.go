@@ -237,6 +237,9 @@ func (r *run) spawn(p *proposal, s *agentpb.Spawn) (spawn Spawn, what string) {
 	if !ok {
 		return spawn, "has no header block that an empty line ends"
 	}
+	if len(header) > maxHeaderBlock {
+		return spawn, fmt.Sprintf("has a header block of more than %d octets", maxHeaderBlock)
+	}
 	spawn.Header = append(bytes.Clone(header), "\r\n"...)
 	if what := checkBlock(spawn.Header); what != "" {
 		return spawn, what

@@ -114,9 +114,17 @@ func (r *run) one(a *ask) {
 	}
 }
 
-// ask asks one agent about one copy and applies what it answers.
+// ask asks one agent about one copy and applies what it answers. A copy of too many recipients is parted, and the agent
+// asked about each part.
 func (r *run) ask(a *ask, d *draft) {
 	q := r.prepare(a, d)
+	if half := r.halve(q); half != nil {
+		r.ask(a, d)
+		if !r.stopped {
+			r.ask(a, half)
+		}
+		return
+	}
 	if q.skip {
 		r.excuse(q)
 		return
@@ -159,6 +167,9 @@ func (r *run) start(ctx context.Context, a *ask) (list []*question) {
 			break
 		}
 		q := r.prepare(a, d)
+		if q.tooLarge() {
+			continue // collect asks it, in parts if need be
+		}
 		list = append(list, q)
 		if q.skip {
 			continue

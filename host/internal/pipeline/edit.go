@@ -54,6 +54,9 @@ func (r *run) checkEdits(p *proposal) string {
 			return "keep_copy " + why
 		}
 	}
+	if what := p.checkGrowth(); what != "" {
+		return what
+	}
 	return checkBodyEdits(p.answer.GetEdits())
 }
 
