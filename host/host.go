@@ -203,7 +203,7 @@ func (h *Host) launchAgents(ctx context.Context) error {
 func (h *Host) pipelineOptions() pipeline.Options {
 	return pipeline.Options{
 		Tables: h.directory.Tables(), Host: h.Config.Host, Accepted: h.Config.AcceptedDomains,
-		Logger: h.Logger.Named("pipeline"), NewID: queue.NewID, Breach: h.agents.countBreach,
+		Logger: h.Logger.Named("pipeline"), NewID: queue.NewID, Breach: h.agents.countBreach, Failed: h.metrics.Failed,
 	}
 }
 

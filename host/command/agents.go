@@ -69,11 +69,12 @@ func (a *app) printAgent(one *admin.Agent) {
 	facts.row("command", orDash(strings.Join(one.Command, " ")))
 	facts.row("breaches", strings.TrimSpace(fmt.Sprint(one.Breaches)+" "+inBrackets(strings.Join(one.Faults, ", "))))
 	facts.row("dead letters", fmt.Sprint(one.Dead))
+	facts.row("failed at", orDash(counts(one.Failures)))
 	facts.print(a.stdout, a.width)
 
 	instances := columns("INSTANCE>", "PID>", "STATE", "SINCE", "VERSION", "IN FLIGHT>", "RESTARTS>", "LAST EXIT")
 	for _, i := range one.Instances {
-		instances.row(fmt.Sprint(i.Number), number(i.PID), i.State, stamp(i.Since), orDash(i.Version), fmt.Sprint(i.InFlight),
+		instances.row(fmt.Sprint(i.Number), number(i.PID), a.stateOf(&i), stamp(i.Since), orDash(i.Version), fmt.Sprint(i.InFlight),
 			fmt.Sprint(i.Restarts), orDash(i.Reason))
 	}
 	a.printBelow(instances)
@@ -88,7 +89,21 @@ func (a *app) printAgent(one *admin.Agent) {
 			orDash(strings.Join(e.Changes, ", ")))
 	}
 	a.printBelow(events)
+	for _, b := range one.Breakers {
+		a.printf("\n%s is kept from it since %s: %d failures one after the other, the last: %s\n", b.Event, stamp(b.Since), b.Failures, printable(b.Last))
+	}
 	a.printStderr(one.Instances)
+}
+
+// stateOf is the state of an instance, with the time of the next start where it has no process.
+func (a *app) stateOf(i *admin.Instance) string {
+	switch {
+	case i.Next != nil:
+		return i.State + ", next " + a.until(*i.Next)
+	case i.State == "failed":
+		return i.State + ", next by order"
+	}
+	return i.State
 }
 
 func (a *app) printStderr(instances []admin.Instance) {

@@ -97,6 +97,10 @@ func fillStatus(a *Agent, s agent.Status) {
 		a.Breaches += s.Breaches[reason]
 		a.Faults = append(a.Faults, fmt.Sprintf("%s: %d", reason, s.Breaches[reason]))
 	}
+	a.Queued, a.Leaked = s.Queued, s.Leaked
+	for _, b := range s.Breakers {
+		a.Breakers = append(a.Breakers, Breaker{Event: pipeline.EventName(b.Kind), Failures: b.Failures, Since: b.Since, Next: b.Next, Last: b.Last})
+	}
 	a.State = string(agent.Stopped)
 	for _, i := range s.Instances {
 		a.Restarts += i.Restarts
@@ -120,7 +124,7 @@ func describeInstance(i agent.InstanceStatus) Instance {
 
 // rank orders states by how well an agent is that has an instance in it.
 func rank(s agent.State) int {
-	return slices.Index([]agent.State{agent.Stopped, agent.Waiting, agent.Hanging, agent.Starting, agent.Draining, agent.Up}, s)
+	return slices.Index([]agent.State{agent.Stopped, agent.Failed, agent.Waiting, agent.Hanging, agent.Starting, agent.Draining, agent.Up}, s)
 }
 
 // CategoryName is the category as listings write it, such as "antispam".

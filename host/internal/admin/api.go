@@ -88,18 +88,31 @@ type Agent struct {
 	Breaches  uint64            `json:"breaches"`     // answers against the protocol
 	Faults    []string          `json:"breach_reasons,omitempty"`
 	Counters  map[string]uint64 `json:"counters,omitempty"` // that the agent keeps itself
+	Failures  map[string]uint64 `json:"failures,omitempty"` // events that it failed at, by what became of them: skipped, defer...
+	Breakers  []Breaker         `json:"breakers,omitempty"` // that are open
+	Queued    int               `json:"queued,omitempty"`   // events that wait for a place
+	Leaked    int               `json:"leaked,omitempty"`   // places that nobody gives back: a mistake in the host
+}
+
+// Breaker of one kind of event that the agent failed at again and again: such events are kept from it.
+type Breaker struct {
+	Event    string    `json:"event"`
+	Failures int       `json:"failures"` // one after the other
+	Since    time.Time `json:"since"`
+	Next     time.Time `json:"next"` // when an event is let through
+	Last     string    `json:"last"` // failure
 }
 
 // Instance is one process of an agent.
 type Instance struct {
 	Number   int        `json:"number"`
 	PID      int        `json:"pid,omitempty"`
-	State    string     `json:"state"` // starting, up, draining, down, hung, backoff
+	State    string     `json:"state"` // starting, up, draining, down, hung, backoff, failed
 	Version  string     `json:"version,omitempty"`
 	Since    time.Time  `json:"since"` // of the state
 	Restarts int        `json:"restarts"`
 	InFlight int        `json:"in_flight"`
-	Next     *time.Time `json:"next,omitempty"`      // of its next start, in backoff
+	Next     *time.Time `json:"next,omitempty"`      // of its next start, in backoff or failed
 	Reason   string     `json:"last_exit,omitempty"` // how its last process ended
 	Stderr   []string   `json:"stderr,omitempty"`    // its last lines
 }

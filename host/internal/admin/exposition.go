@@ -34,6 +34,7 @@ func (m *Metrics) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	m.writeListeners(e)
 	m.writeAgents(e)
 	m.writeLatency(e)
+	m.writeFailures(e)
 	m.writeCounters(e)
 	_ = out.Flush() // whoever asked has gone
 }
@@ -127,6 +128,19 @@ func (m *Metrics) writeLatency(e exposition) {
 			e.sample("postern_agent_verdicts_total", float64(counts[verdict]), "agent", agent, "event", event, "verdict", verdict)
 		}
 	})
+}
+
+// writeFailures writes what became of the events that agents failed at.
+func (m *Metrics) writeFailures(e exposition) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	e.family("postern_agent_failures_total", "counter", "Events that the agent failed at, by what became of them: skipped, defer, reject, hold, waiting, poison.")
+	for _, name := range slices.Sorted(maps.Keys(m.agents)) {
+		failures := m.agents[name].failures()
+		for _, became := range slices.Sorted(maps.Keys(failures)) {
+			e.sample("postern_agent_failures_total", float64(failures[became]), "agent", name, "became", became)
+		}
+	}
 }
 
 // writeCounters writes what agents count themselves. The names are bounded in number and form, see maxCounters.

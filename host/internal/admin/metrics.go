@@ -181,6 +181,31 @@ type agentMetrics struct {
 
 	mu       sync.Mutex
 	counters map[string]uint64
+	failed   map[string]uint64 // events that it failed at, by what became of them
+}
+
+// Failed counts an event that an agent failed at, by what became of it: "skipped", "defer", "reject", "hold", "waiting" or
+// "poison".
+func (m *Metrics) Failed(agent, became string) {
+	m.mu.RLock()
+	counted := m.agents[agent]
+	m.mu.RUnlock()
+	if counted == nil {
+		return
+	}
+	counted.mu.Lock()
+	defer counted.mu.Unlock()
+	if counted.failed == nil {
+		counted.failed = map[string]uint64{}
+	}
+	counted.failed[became]++
+}
+
+// failures is a copy of what became of the events that the agent failed at.
+func (m *agentMetrics) failures() map[string]uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.failed)
 }
 
 // maxCounters of one agent: a name too many is dropped, so that an agent cannot fill the memory with names.
@@ -305,7 +330,7 @@ func (m *Metrics) fill(a *Agent) {
 	if counted == nil {
 		return
 	}
-	a.Counters = counted.snapshot()
+	a.Counters, a.Failures = counted.snapshot(), counted.failures()
 	for i := range a.Events {
 		e := &a.Events[i]
 		kind := kindOf(e.Event)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/queue"
 )
 
@@ -38,8 +39,28 @@ func degradedBy(s Status) []string {
 	if n := s.Queue.States[queue.Parked.String()]; n > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d parked in the queue: see postern queue list --state parked", n))
 	}
+	for i := range s.Agents {
+		wrong = append(wrong, degradedAgent(&s.Agents[i])...)
+	}
 	if s.Ledger.Dropped > 0 {
 		wrong = append(wrong, fmt.Sprintf("the ledger has lost %d records", s.Ledger.Dropped))
+	}
+	return wrong
+}
+
+// degradedAgent says what keeps events from an agent.
+func degradedAgent(a *Agent) (wrong []string) {
+	for _, i := range a.Instances {
+		if i.State == string(agent.Failed) {
+			wrong = append(wrong, fmt.Sprintf("agent %s: instance %d has failed, its processes end again and again (%s): see postern agent show %s, then postern agent restart %s",
+				a.Name, i.Number, i.Reason, a.Name, a.Name))
+		}
+	}
+	for _, b := range a.Breakers {
+		wrong = append(wrong, fmt.Sprintf("agent %s: %s is kept from it, %d failures one after the other, the last: %s", a.Name, b.Event, b.Failures, b.Last))
+	}
+	if a.Leaked > 0 {
+		wrong = append(wrong, fmt.Sprintf("agent %s: %d places are held by no event, which is a mistake in the host: please report it", a.Name, a.Leaked))
 	}
 	return wrong
 }

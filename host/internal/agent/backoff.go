@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"time"
+
+	"github.com/posternmail/postern/host/internal/config"
 )
 
 // Backoff says how long to wait before a process that failed is started again. The first start after a failure
@@ -34,6 +37,16 @@ const (
 	healthyShare = 4
 	killedShare  = 1
 )
+
+// bounded takes over what the configuration says, where b says nothing.
+func (b Backoff) bounded(r config.Restart) Backoff {
+	if r.Attempts == 0 {
+		return b
+	}
+	b.Attempts = cmp.Or(b.Attempts, r.Attempts)
+	b.Retry = cmp.Or(b.Retry, r.RetryFailed, -1)
+	return b
+}
 
 // withDefaults fills in what is zero.
 func (b Backoff) withDefaults() Backoff {

@@ -57,7 +57,7 @@ func (o Options) withDefaults() Options {
 	if o.Spec.Instances == 0 || o.Spec.Attach != "" {
 		o.Spec.Instances = 1
 	}
-	o.Backoff = o.Backoff.withDefaults()
+	o.Backoff = o.Backoff.bounded(o.Spec.Restart).withDefaults()
 	return o
 }
 

@@ -112,6 +112,7 @@ func (l *loader) buildAgent(n *node) Agent {
 		Grants:       buildGrants(n),
 		MaxInFlight:  int(n.number("max_in_flight")),
 		StartTimeout: n.duration("start_timeout"),
+		Restart:      buildRestart(n.one("restart")),
 		Range:        n.at,
 	}
 	agent.Command = l.buildCommand(n)
@@ -134,6 +135,10 @@ func buildGrants(n *node) []string {
 		return nil
 	}
 	return append([]string{}, n.strs("grants")...)
+}
+
+func buildRestart(n *node) Restart {
+	return Restart{Attempts: int(n.number("attempts")), RetryFailed: n.duration("retry_failed")}
 }
 
 func (l *loader) buildWhen(n *node) When {

@@ -79,6 +79,7 @@ func hostBlock() *blockType {
 			integer("max_hops", "30", "1", "1000", "`Received` fields before a message counts as looping."),
 			choice("on_partial_reject", "quarantine", "What becomes of recipients that were refused at the end of data while others were accepted, when the client is anonymous and may not get a notification.", "quarantine", "discard"),
 			duration("shutdown_grace", "30s", "0s", "1h", "How long sessions and deliveries under way may finish when the host ends."),
+			truth("skipped_header", "false", "Delivered messages name the agents that failed at them and were skipped (`on_failure`), in a field `X-Postern-Skipped`. No stranger can write it: such fields are taken out of what comes from outside."),
 		},
 		blocks: []*blockType{{
 			name: "event_budget", max: 1,
@@ -367,6 +368,17 @@ func whenBlock() *blockType {
 	}
 }
 
+func restartBlock() *blockType {
+	return &blockType{
+		name: "restart", max: 1,
+		doc: "What becomes of an agent whose processes end again and again. One that ends is started anew at once, then after pauses that double from 250 ms to a minute; one that lived well takes a step back.",
+		options: []option{
+			integer("attempts", "10", "1", "1000", "Processes that may end early one after the other; then the instance has failed, its events follow `on_failure` at once, and `postern agent show` has its last lines."),
+			duration("retry_failed", "5m", "0s", "1d", "How long an instance that has failed waits for each further start. `0s`: only `postern agent restart` or a reload starts it."),
+		},
+	}
+}
+
 // grantNames are what an operator can grant; the pipeline's Grants are the same.
 func grantNames() []string {
 	return []string{
@@ -402,6 +414,7 @@ func agentBlock() *blockType {
 		blocks: []*blockType{
 			timeoutBlock(), onFailureBlock(), whenBlock(),
 			{name: "config", max: 1, foreign: true, doc: "The agent's own options: its README has them, and `postern agent run NAME -- --options` prints them."},
+			restartBlock(),
 			{name: "sandbox", later: true, doc: "What the process may reach."},
 		},
 	}

@@ -44,6 +44,7 @@ type Host struct {
 	MaxHops             int           // Received fields before a message is a loop; 30
 	OnPartialReject     string        // "quarantine" or "discard": recipients refused when others are accepted
 	ShutdownGrace       time.Duration // how long sessions may finish; 30 s
+	SkippedHeader       bool          // X-Postern-Skipped names the agents that were skipped
 }
 
 // EventBudget bounds the whole chain of agents at one event.
@@ -218,9 +219,16 @@ type Agent struct {
 	Grants       []string // nil: all but bypass of antivirus and journaling
 	MaxInFlight  int      // events at once, all instances; 256
 	StartTimeout time.Duration
+	Restart      Restart
 	Config       []byte // the config block as JSON, decoded with the agent's schema
 	ConfigBody   hcl.Body
 	Range        hcl.Range
+}
+
+// Restart of an agent whose processes end again and again.
+type Restart struct {
+	Attempts    int           // that may fail in a row; 10. 0 is the default of both
+	RetryFailed time.Duration // pause before each further one; 5 min. 0: only by order
 }
 
 // When says which mail an agent is for. Judged by the host.

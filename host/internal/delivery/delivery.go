@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -120,9 +121,34 @@ func (d *Delivery) Deliver(ctx context.Context, item *queue.Item) []Result {
 	case c == nil:
 		return all(item, envelope.Pending, reply(451, "4.3.5", fmt.Sprintf("send connector %q is not configured any more", name)))
 	case c.DropDirectory != "":
-		return d.drop(c, item)
+		return d.drop(c, d.traced(item))
 	}
-	return d.send(ctx, c, item)
+	return d.send(ctx, c, d.traced(item))
+}
+
+// traced is the item as it goes out: with a field that names the agents that were skipped, where that is wanted.
+func (d *Delivery) traced(item *queue.Item) *queue.Item {
+	names := skipped(item)
+	if !d.config.Host.SkippedHeader || len(names) == 0 {
+		return item
+	}
+	traced := *item
+	traced.Prefix = slices.Concat(item.Prefix, []byte("X-Postern-Skipped: "+strings.Join(names, ",\r\n\t")+"\r\n"))
+	return &traced
+}
+
+// skipped are the agents that failed at the session or the message of item and were skipped, by name.
+func skipped(item *queue.Item) []string {
+	var names []string
+	for _, stamps := range []envelope.Stamps{item.Stamps, item.Mail.Stamps} {
+		for name := range strings.SplitSeq(string(stamps[envelope.StampSkipped]), ",") {
+			if name != "" && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Apply writes results into the recipients of item.

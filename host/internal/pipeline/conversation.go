@@ -22,6 +22,7 @@ type Options struct {
 	Logger   hclog.Logger               // nil: no log
 	NewID    func() string              // ids of events that come without one
 	Breach   func(agent, reason string) // told of every breach, with the part of the answer it is in; may be nil
+	Failed   func(agent, became string) // told of every event that an agent failed at, with what became of it ("skipped", "defer"...); may be nil
 	TempFile func() (*os.File, error)   // an unnamed file for a large new body; nil: in the data directory
 	DryRun   bool                       // every event is a dry run; Tables is an overlay that is thrown away
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -37,7 +38,7 @@ func isSharedStamp(name string) bool { return slices.Contains(sharedStamps[:], n
 const (
 	stampBypass  = "bypass." // and a category: the agent whose bypass verdict skips its agents
 	stampDone    = "done."   // and an agent: it is not to be called again
-	stampSkipped = "skipped" // agents that failed and were skipped, joined by commas
+	stampSkipped = envelope.StampSkipped
 )
 
 // SharedTables are the tables that do not belong to one agent. The value says whether agents may write them; the

@@ -48,8 +48,11 @@ func attemptNumber(i int) int {
 	return i + 1
 }
 
-// noteFailed adds the step that tells what followed a failure.
+// noteFailed adds the step that tells what followed a failure, and has it counted.
 func (r *run) noteFailed(q *question, verdict, why string) {
+	if tell := r.conv.pipeline.options.Failed; tell != nil && !r.ev.DryRun {
+		tell(q.name, verdict)
+	}
 	r.out.Steps = append(r.out.Steps, tracking.Verdict{
 		Agent: q.name, Version: q.runs(), Event: eventNames[q.kind], Verdict: verdict, Micros: q.took.Microseconds(),
 		Recipients: r.only(q, nil), Failure: why,
