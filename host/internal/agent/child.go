@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
 // Descriptors that a process finds open beside the first three.
@@ -27,24 +29,29 @@ const outputGrace = 200 * time.Millisecond
 // child is one operating system process of an agent, in a session and process group of its own.
 type child struct {
 	cmd      *exec.Cmd
+	policy   sandbox.Policy
+	warnings []string // what the kernel lacks of the policy; fixed once it runs
 	pid      int
 	lifeline *os.File      // our end; closing it tells the process that we have gone
 	side     *net.UnixConn // our end of the side socket
 	stdout   *os.File
 	stderr   *os.File
 	exited   chan struct{} // closed when the process has been reaped
+	explain  func() string // more about its end than the kernel tells; may be nil
 	state    string        // how it ended; valid after exited
 	killed   bool          // by SIGKILL; valid after exited
 	output   sync.WaitGroup
 
 	mu   sync.Mutex
-	gone bool // its pid may belong to a stranger from now on
-	ours bool // the host sent SIGKILL while it lived; fixed after exited
+	gone bool   // its pid may belong to a stranger from now on
+	ours bool   // the host sent SIGKILL while it lived; fixed after exited
+	why  string // the host ended it, "" if it did not say
 }
 
-// spawn starts a command with an environment of exactly env. Its output must be read, with read, both ways.
-func spawn(command, env []string) (*child, error) {
-	c := &child{exited: make(chan struct{})}
+// spawn starts a command with an environment of exactly env, which may do what policy says. Its output must be
+// read, with read, both ways. explain, if not nil, is called when it has ended.
+func spawn(command, env []string, policy sandbox.Policy, explain func() string) (*child, error) {
+	c := &child{policy: policy, explain: explain, exited: make(chan struct{})}
 	c.output.Add(2)
 	theirs, err := c.plumb()
 	defer closeAll(theirs)
@@ -53,7 +60,7 @@ func spawn(command, env []string) (*child, error) {
 		return nil, err
 	}
 	c.cmd = exec.Command(command[0], command[1:]...)
-	c.cmd.Env = env
+	c.cmd.Env = policy.Environment(env)
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = theirs[0], theirs[1], theirs[2]
 	c.cmd.ExtraFiles = theirs[3:]
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
@@ -112,13 +119,13 @@ func (c *child) sideSocket() (*os.File, error) {
 // start runs the command and everything that must happen on the thread that started it: the kernel sends
 // Pdeathsig when that thread ends, not when the host does, so it is kept until the process has gone.
 func (c *child) start() error {
-	started := make(chan error)
+	started, program := make(chan error), c.cmd.Path
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := c.cmd.Start()
+		warnings, err := sandbox.Start(c.cmd, c.policy)
 		if err == nil {
-			c.pid = c.cmd.Process.Pid
+			c.pid, c.warnings = c.cmd.Process.Pid, warnings
 		}
 		started <- err
 		if err == nil {
@@ -126,7 +133,7 @@ func (c *child) start() error {
 		}
 	}()
 	if err := <-started; err != nil {
-		return fmt.Errorf("starting %s: %w", c.cmd.Path, err)
+		return fmt.Errorf("starting %s: %w", program, err)
 	}
 	return nil
 }
@@ -149,10 +156,33 @@ func (c *child) reap() {
 	_ = c.stdout.SetReadDeadline(deadline)
 	_ = c.stderr.SetReadDeadline(deadline)
 	c.output.Wait()
-	c.state = c.cmd.ProcessState.String()
+	c.state = c.ending()
 	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	c.killed = ok && status.Signaled() && status.Signal() == unix.SIGKILL
 	close(c.exited)
+}
+
+// ending says how the process ended.
+func (c *child) ending() string {
+	text := c.cmd.ProcessState.String()
+	c.mu.Lock()
+	why := c.why
+	c.mu.Unlock()
+	if why == "" && c.explain != nil && !c.cmd.ProcessState.Success() {
+		why = c.explain()
+	}
+	if why != "" {
+		text += " (" + why + ")"
+	}
+	return text
+}
+
+// kill ends the process group at once, for a reason that its state will show.
+func (c *child) kill(why string) {
+	c.mu.Lock()
+	c.why = why
+	c.mu.Unlock()
+	c.signal(unix.SIGKILL)
 }
 
 // read gives one output of the process to f until it ends.

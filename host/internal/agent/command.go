@@ -7,8 +7,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"syscall"
+
+	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
 // RunCommand runs a subcommand of the agent's binary with its configuration (POSTERN_CONFIG, JSON) and state
@@ -19,10 +22,8 @@ func RunCommand(ctx context.Context, o Options, args []string, stdin io.Reader, 
 	if len(o.Spec.Command) == 0 {
 		return 0, fmt.Errorf("agent %s: it is attached to, so there is no command to run", o.Spec.Name)
 	}
-	if o.StateDir != "" {
-		if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
-			return 0, fmt.Errorf("agent %s: making the state folder: %w", o.Spec.Name, err)
-		}
+	if err := makeState(o); err != nil {
+		return 0, fmt.Errorf("agent %s: %w", o.Spec.Name, err)
 	}
 	command := o.Spec.Command
 	cmd := exec.CommandContext(ctx, command[0], append(command[1:len(command):len(command)], args...)...)
@@ -32,7 +33,32 @@ func RunCommand(ctx context.Context, o Options, args []string, stdin io.Reader, 
 	cmd.WaitDelay = outputGrace
 	runtime.LockOSThread() // Pdeathsig comes when this thread ends
 	defer runtime.UnlockOSThread()
-	return exitStatus(o, cmd.Run())
+	policy := policyOf(o, "")
+	policy.Read = append(policy.Read, existing(args)...) // who types a path wants it read
+	cmd.Env = policy.Environment(cmd.Env)
+	warnings, err := sandbox.Start(cmd, policy)
+	if err != nil {
+		return 0, fmt.Errorf("agent %s: running its command: %w", o.Spec.Name, err)
+	}
+	for _, text := range warnings {
+		o.Logger.Warn("sandbox: "+text, "agent", o.Spec.Name)
+	}
+	return exitStatus(o, cmd.Wait())
+}
+
+// existing are the arguments that name a file or folder.
+func existing(args []string) []string {
+	var paths []string
+	for _, word := range args {
+		path, err := filepath.Abs(word)
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat(path); err == nil {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 // exitStatus makes an exit status of what Run answered with.

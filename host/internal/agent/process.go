@@ -193,15 +193,13 @@ func (p *process) prepare(context.Context) error {
 	var err error
 	p.token = randomHex(16)
 	p.runner = newRunner(p.o.Spec.Command, nil, "", p.logs)
-	if p.o.StateDir != "" {
-		if err := os.MkdirAll(p.o.StateDir, 0o700); err != nil {
-			return fmt.Errorf("making the state folder: %w", err)
-		}
+	if err := makeState(p.o); err != nil {
+		return err
 	}
 	if p.dir, err = socketDir(p.o.RunDir); err != nil {
 		return err
 	}
-	p.runner.dir = p.dir
+	p.runner.dir, p.runner.policy = p.dir, policyOf(p.o, p.dir)
 	return nil
 }
 

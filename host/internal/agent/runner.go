@@ -15,6 +15,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin/runner"
 	"golang.org/x/sys/unix"
+
+	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
 // maxForeignLines is how many lines a process may print before its handshake line. A print in an initializer is
@@ -31,6 +33,7 @@ type agentRunner struct {
 	command []string
 	env     []string // beside what go-plugin adds
 	dir     string   // folder for the socket
+	policy  sandbox.Policy
 	logs    *logs
 
 	handshake *io.PipeReader // to go-plugin
@@ -62,9 +65,12 @@ func (r *agentRunner) Start(context.Context) error {
 	if r.stopped {
 		return errors.New("stopped before it started")
 	}
-	c, err := spawn(r.command, r.env)
+	c, err := spawn(r.command, r.env, r.policy, r.outOfMemory)
 	if err != nil {
 		return err
+	}
+	for _, text := range c.warnings {
+		r.logs.write(entry{level: hclog.Warn, message: "sandbox: " + text, text: "sandbox: " + text})
 	}
 	r.child = c
 	r.logs.with("pid", c.pid)
@@ -77,6 +83,22 @@ func (r *agentRunner) Start(context.Context) error {
 	}()
 	return nil
 }
+
+// outOfMemory says so where the process has ended for want of memory, which the kernel refuses rather than ends it.
+func (r *agentRunner) outOfMemory() string {
+	if r.policy.Memory == 0 {
+		return ""
+	}
+	for _, line := range r.logs.tail(shownLines) {
+		if wantOfMemory.MatchString(line) {
+			return "out of memory: it may have " + sandbox.Size(r.policy.Memory)
+		}
+	}
+	return ""
+}
+
+// wantOfMemory are the last words of programs in Go, C and Python that got no memory.
+var wantOfMemory = regexp.MustCompile(`(?i)out of memory|cannot allocate memory|bad_alloc|MemoryError`)
 
 // readStdout passes the handshake line on to go-plugin, skips what a process prints before it, and drains what
 // follows it, however long its lines are: a process that fills a pipe nobody reads stands still.

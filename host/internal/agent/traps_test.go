@@ -247,6 +247,7 @@ func TestProcessStandsAlone(t *testing.T) {
 	t.Setenv("HOST_SECRET", "hunter2")
 	t.Setenv("OPERATOR", "of the host")
 	o, out := options(t, "forks")
+	o.Spec.Sandbox.Off = true // which would not let it fork
 	o.Spec.Env["OPERATOR"] = "of the agent block"
 	o.Spec.Env["POSTERN_TOKEN"] = "forged"
 	a := launch(t, o)

@@ -83,7 +83,7 @@ func fill(groups *node, whole *value) {
 
 // inherit takes over from agent_defaults what the agent does not say.
 func inherit(n, defaults *node) {
-	for _, name := range []string{"timeout", "on_failure", "when"} {
+	for _, name := range []string{"timeout", "on_failure", "when", "sandbox"} {
 		own := n.one(name)
 		for option, v := range defaults.one(name).values {
 			if v.set && !own.values[option].set {
@@ -115,10 +115,14 @@ func (l *loader) buildAgent(n *node) Agent {
 		Restart:      buildRestart(n.one("restart")),
 		Range:        n.at,
 	}
+	agent.Sandbox = l.buildSandbox(n)
 	agent.Command = l.buildCommand(n)
 	agent.Env, agent.Sensitive = l.buildEnvironment(n)
 	if config := n.one("config"); config.present {
 		agent.ConfigBody = config.body
+	}
+	if l.opts.Override != nil {
+		l.opts.Override(l.config.Host, &agent)
 	}
 	return agent
 }

@@ -118,6 +118,7 @@ func (l *loader) decodeConfig(a *agentNode, manifest *agentpb.DescribeResponse) 
 	if after, _ := l.diags.Count(); after > errors {
 		return false
 	}
+	a.agent.Sandbox.Named = n.paths()
 	a.agent.Config, err = json.Marshal(n.data())
 	if err != nil {
 		l.diags.errorf(n.at, "the configuration of %s cannot be written as JSON: %v", a.node.title(), err)

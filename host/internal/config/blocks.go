@@ -79,6 +79,7 @@ func hostBlock() *blockType {
 			integer("max_hops", "30", "1", "1000", "`Received` fields before a message counts as looping."),
 			choice("on_partial_reject", "quarantine", "What becomes of recipients that were refused at the end of data while others were accepted, when the client is anonymous and may not get a notification.", "quarantine", "discard"),
 			duration("shutdown_grace", "30s", "0s", "1h", "How long sessions and deliveries under way may finish when the host ends."),
+			duration("restart_grace", "10m", "0s", "24h", "How long the sessions of a host process go on after `postern restart` has replaced it. Then they are told to come back (421)."),
 			truth("skipped_header", "false", "Delivered messages name the agents that failed at them and were skipped (`on_failure`), in a field `X-Postern-Skipped`. No stranger can write it: such fields are taken out of what comes from outside."),
 		},
 		blocks: []*blockType{{
@@ -305,7 +306,7 @@ func agentDefaultsBlock() *blockType {
 		name: "agent_defaults", max: 1,
 		doc:     "Values for every agent that does not say otherwise.",
 		options: []option{timeoutOption(), onFailureOption()},
-		blocks:  []*blockType{timeoutBlock(), onFailureBlock(), whenBlock()},
+		blocks:  []*blockType{timeoutBlock(), onFailureBlock(), whenBlock(), sandboxBlock()},
 	}
 }
 
@@ -415,7 +416,7 @@ func agentBlock() *blockType {
 			timeoutBlock(), onFailureBlock(), whenBlock(),
 			{name: "config", max: 1, foreign: true, doc: "The agent's own options: its README has them, and `postern agent run NAME -- --options` prints them."},
 			restartBlock(),
-			{name: "sandbox", later: true, doc: "What the process may reach."},
+			sandboxBlock(),
 		},
 	}
 }

@@ -34,6 +34,7 @@ func (l *loader) buildHost() {
 		MaxHops:         int(n.number("max_hops")),
 		OnPartialReject: n.str("on_partial_reject"),
 		ShutdownGrace:   n.duration("shutdown_grace"),
+		RestartGrace:    n.duration("restart_grace"),
 		SkippedHeader:   n.flag("skipped_header"),
 	}
 	l.checkHost(n)

@@ -44,6 +44,7 @@ type Host struct {
 	MaxHops             int           // Received fields before a message is a loop; 30
 	OnPartialReject     string        // "quarantine" or "discard": recipients refused when others are accepted
 	ShutdownGrace       time.Duration // how long sessions may finish; 30 s
+	RestartGrace        time.Duration // how long sessions go on after a restart has replaced their process; 10 min
 	SkippedHeader       bool          // X-Postern-Skipped names the agents that were skipped
 }
 
@@ -220,9 +221,30 @@ type Agent struct {
 	MaxInFlight  int      // events at once, all instances; 256
 	StartTimeout time.Duration
 	Restart      Restart
+	Sandbox      Sandbox
 	Config       []byte // the config block as JSON, decoded with the agent's schema
 	ConfigBody   hcl.Body
+	Trial        *Trial // how a new generation is tried before it takes over; nil: not
+	Drift        string // how it differs from its block by an order, "" when it does not
 	Range        hcl.Range
+}
+
+// Kinds of a Trial.
+const (
+	Canary = "canary" // it judges a share of the sessions
+	Shadow = "shadow" // it is shown copies of the events of a share of the sessions, without effect
+)
+
+// Trial is a canary or shadow block: a new generation runs beside the one that it is to follow, which is compared with
+// it. Over the limits it is taken back.
+type Trial struct {
+	Kind             string
+	Share            float64       // of the sessions, above 0 up to 1
+	Duration         time.Duration // then it takes over; 0: when it is told to
+	MaxDisagreements float64       // share of the events answered differently; 0.05
+	MaxFailures      float64       // share of the events not answered; 0.01
+	MaxLatency       float64       // times the mean latency of the other; 3
+	MinEvents        int           // compared before a limit counts; 20
 }
 
 // Restart of an agent whose processes end again and again.

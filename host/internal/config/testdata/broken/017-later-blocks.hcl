@@ -7,9 +7,6 @@ directory "corp" {
 agent "fake" {
   priority = 10
   version  = "~> 1.2"
-  sandbox {
-    connect = ["unix:/run/x"]
-  }
 }
 canary {
 }

@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/sandbox"
+)
+
+// dnsPort is where the DNS is asked, unless a resolver is configured at another.
+const dnsPort = 53
+
+// policyOf is what the sandbox block of an agent comes to. temp is a folder that it may write in, besides.
+func policyOf(o Options, temp string) sandbox.Policy {
+	s := o.Spec.Sandbox
+	p := sandbox.Policy{
+		Program: programs(o.Spec.Command), State: o.StateDir, Temp: temp,
+		Read: slices.Concat(s.Read, s.Named), Write: s.Write,
+		Connect: slices.Clone(s.Connect), Listen: s.Listen, Sockets: s.Sockets,
+		Datagrams: s.DNS, Processes: s.Processes, Memory: s.Memory, Files: s.Files, FileSize: s.Disk, Nice: s.Nice,
+		Required: s.Required, Off: s.Off,
+	}
+	if s.DNS {
+		p.DatagramPorts = resolverPorts(o.Host.GetResolvers())
+		p.Connect = append(p.Connect, p.DatagramPorts...)
+	}
+	return p
+}
+
+// programs are the files that a command consists of: the program, and what its arguments name, such as a script.
+func programs(command []string) []string {
+	var files []string
+	for _, word := range command {
+		info, err := os.Stat(word)
+		if err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		files = append(files, word)
+	}
+	return files
+}
+
+// resolverPorts are those where the DNS is asked: 53, and what the host's own resolvers are configured with.
+func resolverPorts(resolvers []string) []uint16 {
+	ports := []uint16{dnsPort}
+	for _, address := range resolvers {
+		_, text, err := net.SplitHostPort(address)
+		if err != nil {
+			continue
+		}
+		if port, err := strconv.ParseUint(text, 10, 16); err == nil {
+			ports = append(ports, uint16(port))
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// makeState makes the state folder of an agent, if it has one.
+func makeState(o Options) error {
+	if o.StateDir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(o.StateDir), 0o711); err != nil { // each below has a mode of its own
+		return fmt.Errorf("making the folder of state folders: %w", err)
+	}
+	if err := os.Mkdir(o.StateDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("making the state folder: %w", err)
+	}
+	return roomLeft(o.StateDir, o.Spec.Sandbox)
+}
+
+// roomLeft fails when a state folder holds more than it may.
+func roomLeft(dir string, s config.Sandbox) error {
+	if s.Disk == 0 {
+		return nil
+	}
+	if size := folderSize(dir); size > s.Disk {
+		return fmt.Errorf("the state folder %s holds %d bytes, and its sandbox allows %s: clear it, or raise disk",
+			dir, size, sandbox.Size(s.Disk))
+	}
+	return nil
+}
+
+// folderSize is the disk space of all files below a folder, as far as it can be seen.
+func folderSize(dir string) (size int64) {
+	_ = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // it was removed meanwhile
+		}
+		if info, err := entry.Info(); err == nil {
+			size += spaceOf(info)
+		}
+		return nil
+	})
+	return size
+}
+
+// spaceOf is what a file takes on the disk: a hole in it takes none.
+func spaceOf(info fs.FileInfo) int64 {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return info.Size()
+	}
+	return stat.Blocks * 512 // whatever the file system's blocks are, see stat(2)
+}
