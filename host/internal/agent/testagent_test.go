@@ -99,6 +99,11 @@ func (a *testAgent) misbehave() {
 	case a.role["exits"]:
 		fmt.Fprintln(os.Stderr, "cannot read /etc/needed.conf")
 		os.Exit(7)
+	case a.role["gated"]:
+		if _, err := os.Stat(filepath.Join(os.Getenv("POSTERN_STATE_DIR"), "away")); err == nil {
+			fmt.Fprintln(os.Stderr, "cannot read the model")
+			os.Exit(9)
+		}
 	case a.role["mute"]:
 		time.Sleep(time.Hour)
 	case a.role["prints"]:
