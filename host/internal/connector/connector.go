@@ -27,7 +27,13 @@ type Options struct {
 	TLS      *tls.Config // nil: none. See Certificates
 	Session  session.Deps
 	Logger   hclog.Logger
+	Sockets  Sockets   // where listening sockets come from; nil: they are opened
 	Protocol io.Writer // takes the protocol log; nil with Config.ProtocolLog: a file in the data directory
+}
+
+// Sockets opens listening TCP sockets, or has them from somebody else.
+type Sockets interface {
+	Listen(address string) (net.Listener, error)
 }
 
 // Stats of a connector since it was made.
@@ -42,7 +48,7 @@ type Stats struct {
 // Connector is one receive connector.
 type Connector struct {
 	o         Options
-	deps      session.Deps
+	deps      atomic.Pointer[session.Deps]
 	server    *smtp.Server
 	listeners []net.Listener
 	gate      *gate
@@ -56,6 +62,8 @@ type Connector struct {
 	mu    sync.Mutex
 	conns map[*incoming]struct{}
 	down  bool
+	left  bool          // Retire was called
+	again chan struct{} // while Pause is in force; closed by Resume
 
 	total, refused, accepted atomic.Uint64
 }
@@ -68,9 +76,9 @@ func New(o Options) (*Connector, error) {
 	if o.Config.RequireTLS && o.TLS == nil {
 		return nil, fmt.Errorf("receive connector %q: require_tls needs tls", o.Config.Name)
 	}
-	c := &Connector{o: o, deps: o.Session, limits: newLimiter(o.Config.Limits), conns: map[*incoming]struct{}{}}
+	c := &Connector{o: o, limits: newLimiter(o.Config.Limits), conns: map[*incoming]struct{}{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.deps.Context = c.ctx
+	c.SetSession(o.Session)
 	c.gate = newGate()
 	if err := c.openLog(); err != nil {
 		return nil, err
@@ -84,6 +92,12 @@ func New(o Options) (*Connector, error) {
 	c.server.EnableDSN = true
 	c.server.ErrorLog = errorLog{o.Logger}
 	return c, nil
+}
+
+// SetSession replaces what sessions share: for new ones at once, for the others with their next MAIL.
+func (c *Connector) SetSession(d session.Deps) {
+	d.Context, d.Newest = c.ctx, c.deps.Load
+	c.deps.Store(&d)
 }
 
 func (c *Connector) openLog() (err error) {
@@ -101,7 +115,7 @@ func (c *Connector) openLog() (err error) {
 // Listen opens the addresses of the connector. The error names the one that could not be opened.
 func (c *Connector) Listen() error {
 	for _, address := range c.o.Config.Listen {
-		l, err := net.Listen("tcp", address)
+		l, err := c.open(address)
 		if err != nil {
 			c.closeListeners()
 			return fmt.Errorf("receive connector %q: %w", c.o.Config.Name, err)
@@ -109,6 +123,13 @@ func (c *Connector) Listen() error {
 		c.listeners = append(c.listeners, l)
 	}
 	return nil
+}
+
+func (c *Connector) open(address string) (net.Listener, error) {
+	if c.o.Sockets == nil {
+		return net.Listen("tcp", address)
+	}
+	return c.o.Sockets.Listen(address)
 }
 
 // Addrs are the addresses it listens at.
@@ -120,7 +141,7 @@ func (c *Connector) Addrs() []net.Addr {
 	return addrs
 }
 
-// Serve takes connections until Shutdown. It returns nil after that, and an error when a listener failed.
+// Serve takes connections until Shutdown or Retire. It returns nil after that, and an error when a listener failed.
 func (c *Connector) Serve() error {
 	failed := make(chan error, len(c.listeners)+1)
 	for _, l := range c.listeners {
@@ -128,7 +149,7 @@ func (c *Connector) Serve() error {
 	}
 	go func() { failed <- c.server.Serve(c.gate) }()
 	err := <-failed
-	if c.closing() {
+	if c.closing() || c.retired() {
 		return nil
 	}
 	return fmt.Errorf("receive connector %q: %w", c.o.Config.Name, err)
@@ -143,6 +164,10 @@ func (c *Connector) accept(l net.Listener) error {
 			if c.closing() || errors.Is(err, net.ErrClosed) {
 				return err
 			}
+			if again := c.paused(); again != nil {
+				<-again
+				continue
+			}
 			// Too many open files and the like: they pass.
 			c.o.Logger.Error("connection not accepted", "connector", c.o.Config.Name, "error", err)
 			time.Sleep(pause)
@@ -154,12 +179,89 @@ func (c *Connector) accept(l net.Listener) error {
 	}
 }
 
+// Pause stops taking connections until Resume. Clients that connect meanwhile wait, since the sockets stay open.
+func (c *Connector) Pause() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.again == nil && !c.down {
+		c.again = make(chan struct{})
+		c.setDeadlines(time.Unix(1, 0))
+	}
+}
+
+// Resume ends Pause.
+func (c *Connector) Resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.again != nil {
+		c.setDeadlines(time.Time{})
+		close(c.again)
+		c.again = nil
+	}
+}
+
+// setDeadlines of the listeners, which wakes those who accept.
+func (c *Connector) setDeadlines(t time.Time) {
+	for _, l := range c.listeners {
+		if tcp, ok := l.(*net.TCPListener); ok {
+			_ = tcp.SetDeadline(t)
+		}
+	}
+}
+
+func (c *Connector) paused() chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.again
+}
+
+// Retire closes the listeners and lets sessions go on.
+func (c *Connector) Retire() {
+	c.mu.Lock()
+	c.left = true
+	c.closeListeners()
+	c.mu.Unlock()
+	c.Resume()
+}
+
+func (c *Connector) retired() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.left
+}
+
+// Empty ends the sessions as Shutdown does, and goes on to take connections: 421 to those that are idle, and what is
+// left when ctx ends is cut off. It returns when there are none.
+func (c *Connector) Empty(ctx context.Context) {
+	c.mu.Lock()
+	for in := range c.conns {
+		in.interrupt()
+	}
+	c.mu.Unlock()
+	for c.Stats().Current > 0 {
+		select {
+		case <-ctx.Done():
+			c.mu.Lock()
+			for in := range c.conns {
+				in.abort()
+			}
+			c.mu.Unlock()
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 // Shutdown stops listening, ends idle sessions with 421, and lets transactions finish until ctx ends. Then what is left
 // is cut off, and the error is that of ctx.
 func (c *Connector) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	c.down = true
 	c.closeListeners()
+	if c.again != nil {
+		close(c.again)
+		c.again = nil
+	}
 	for in := range c.conns {
 		in.interrupt()
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,10 +23,12 @@ const pollInterval = 2 * time.Second
 
 // Directory keeps the tables equal to the files of the directory blocks.
 type Directory struct {
+	store  tables.Store
+	log    hclog.Logger
+	hashes atomic.Pointer[[]hashing]
+
+	mu      sync.Mutex
 	sources []config.Directory
-	store   tables.Store
-	log     hclog.Logger
-	hashes  atomic.Pointer[[]hashing]
 	seen    []version // of each file, when it was read last
 }
 
@@ -45,9 +48,19 @@ func New(sources []config.Directory, store tables.Store, log hclog.Logger) *Dire
 }
 
 // Load reads all files and replaces the tables. On an error, which names every mistake with file, line and
-// column, the tables keep what they had. Without directory blocks it leaves the tables alone.
+// column, the tables keep what they had. Without directory blocks it leaves the tables alone, and goes by what they
+// hold from before.
 func (d *Directory) Load() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.load()
+}
+
+// load is Load, under mu.
+func (d *Directory) load() error {
 	if len(d.sources) == 0 {
+		hashes := storedHashes(d.store)
+		d.hashes.Store(&hashes)
 		return nil
 	}
 	rows := newRows()
@@ -69,6 +82,19 @@ func (d *Directory) Load() error {
 	hashes := rows.hashes
 	d.hashes.Store(&hashes)
 	d.log.Info("directory loaded", "recipients", len(rows.recipients), "groups", len(rows.groups), "safelist", len(rows.safelist))
+	return nil
+}
+
+// SetSources reads other files from now on, and reads them at once. On an error everything stays as it was.
+func (d *Directory) SetSources(sources []config.Directory) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before, seen := d.sources, d.seen
+	d.sources, d.seen = sources, make([]version, len(sources))
+	if err := d.load(); err != nil {
+		d.sources, d.seen = before, seen
+		return err
+	}
 	return nil
 }
 
@@ -114,11 +140,13 @@ func (d *Directory) Watch(ctx context.Context) {
 }
 
 func (d *Directory) poll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for i, s := range d.sources {
 		if look(s.File) == d.seen[i] {
 			continue
 		}
-		if err := d.Load(); err != nil {
+		if err := d.load(); err != nil {
 			d.log.Error("directory keeps its former content", "error", err)
 		}
 		return

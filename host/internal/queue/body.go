@@ -3,6 +3,7 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"strconv"
@@ -34,7 +35,8 @@ func (s *diskStore) bodyPath(id contentID) string { return s.files.PathJoin(s.bo
 // bodyWriter collects a body in memory and moves to a file of the store when it grows. The file has its final name
 // from the start, so that Commit has nothing to copy and nothing to rename.
 type bodyWriter struct {
-	store *diskStore
+	store *diskStore // nil for a loose one
+	loose string     // directory of a loose one
 	mem   []byte
 	spool *spool
 	size  int64
@@ -43,9 +45,16 @@ type bodyWriter struct {
 
 // spool is a body file that no record names yet.
 type spool struct {
-	id    contentID
-	file  vfs.File // nil once it is closed
+	id    contentID // 0: it is loose, its file has no name
+	file  bodyFile  // nil once it is closed
 	taken atomic.Bool
+}
+
+// bodyFile is what is needed of a vfs.File or an *os.File.
+type bodyFile interface {
+	io.WriteCloser
+	Sync() error
+	Fd() uintptr
 }
 
 // NewBody implements Store.
@@ -84,16 +93,52 @@ func (w *bodyWriter) spill() error {
 	if w.spool != nil {
 		return nil
 	}
-	sp, err := w.store.newSpool()
+	sp, err := w.newSpool()
 	if err != nil {
 		return err
 	}
 	if _, err := sp.file.Write(w.mem); err != nil {
-		w.store.discard(sp)
+		w.discard(sp)
 		return fmt.Errorf("writing body: %w", err)
 	}
 	w.spool, w.mem = sp, nil
 	return nil
+}
+
+// newSpool makes the file of a body. A store that is closed gives no names away any more: its directory may be another
+// process's by now.
+func (w *bodyWriter) newSpool() (*spool, error) {
+	if w.store == nil {
+		return looseSpool(w.loose)
+	}
+	w.store.life.RLock()
+	defer w.store.life.RUnlock()
+	if w.store.closed.Load() {
+		return looseSpool(w.store.bodies)
+	}
+	return w.store.newSpool()
+}
+
+func looseSpool(dir string) (*spool, error) {
+	f, err := os.CreateTemp(dir, loosePrefix)
+	if err != nil {
+		return nil, fmt.Errorf("creating body file: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(fmt.Errorf("creating body file: %w", err), f.Close())
+	}
+	return &spool{file: f}, nil
+}
+
+// loosePrefix begins the name that the file of a loose body has for a moment.
+const loosePrefix = "loose-"
+
+func (w *bodyWriter) discard(sp *spool) {
+	if w.store == nil || sp.id == 0 {
+		_ = sp.file.Close()
+		return
+	}
+	w.store.discard(sp)
 }
 
 func (s *diskStore) newSpool() (*spool, error) {
@@ -114,9 +159,12 @@ func (w *bodyWriter) Finish() (*envelope.Body, error) {
 	if w.spool == nil {
 		return envelope.MemoryBody(w.mem), nil
 	}
-	body, err := w.store.openBody(w.spool.id, w.size)
+	if w.spool.id == 0 {
+		return w.finishLoose()
+	}
+	body, err := w.openBody()
 	if err != nil {
-		w.store.discard(w.spool)
+		w.discard(w.spool)
 		return nil, err
 	}
 	w.store.spooled.Store(weak.Make(body), w.spool)
@@ -124,10 +172,34 @@ func (w *bodyWriter) Finish() (*envelope.Body, error) {
 	return body, nil
 }
 
+// finishLoose makes a body of a file without a name.
+func (w *bodyWriter) finishLoose() (*envelope.Body, error) {
+	defer w.discard(w.spool)
+	return reopened(w.spool.file.Fd(), w.size)
+}
+
+// openBody opens the file that was written. After the store was closed another one may have removed it, and may even
+// have given its name to another body: the descriptor is the same file whatever has become of the name.
+func (w *bodyWriter) openBody() (*envelope.Body, error) {
+	if fd := w.spool.file.Fd(); fd != vfs.InvalidFd {
+		return reopened(fd, w.size)
+	}
+	return w.store.openBody(w.spool.id, w.size)
+}
+
+// reopened opens the file behind a descriptor anew, for reading.
+func reopened(fd uintptr, size int64) (*envelope.Body, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return nil, fmt.Errorf("opening body file: %w", err)
+	}
+	return envelope.FileBody(f, size), nil
+}
+
 // Abort implements BodyWriter.
 func (w *bodyWriter) Abort() {
 	if !w.done && w.spool != nil {
-		w.store.discard(w.spool)
+		w.discard(w.spool)
 	}
 	w.done, w.mem = true, nil
 }

@@ -346,6 +346,10 @@ func (s *diskStore) sweep() error {
 	}
 	for _, name := range names {
 		id, ok := parseBodyName(name)
+		if strings.HasPrefix(name, loosePrefix) {
+			_ = s.files.Remove(s.files.PathJoin(s.bodies, name)) // of a process that died just then
+			continue
+		}
 		if !ok {
 			s.log.Warn("not a file of ours among the bodies", "file", name)
 			continue

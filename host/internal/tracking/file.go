@@ -118,16 +118,18 @@ func (f *File) Write(r *Record) {
 	f.buffers.Put(buf)
 }
 
-func (f *File) add(line []byte) {
+func (f *File) add(line []byte) { f.addLines(line, 1) }
+
+func (f *File) addLines(lines []byte, count int) {
 	f.mu.Lock()
-	if f.closed || len(f.pending)+len(line) > maxPending {
+	if f.closed || len(f.pending)+len(lines) > maxPending {
 		f.mu.Unlock()
-		f.dropped.Add(1)
+		f.dropped.Add(uint64(count))
 		return
 	}
 	before := len(f.pending)
-	f.pending = append(f.pending, line...)
-	f.count++
+	f.pending = append(f.pending, lines...)
+	f.count += count
 	wake := before == 0 || before < flushBytes && len(f.pending) >= flushBytes
 	f.mu.Unlock()
 	if wake {

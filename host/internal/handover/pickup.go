@@ -1,0 +1,175 @@
+package handover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/posternmail/postern/host/internal/queue"
+	"github.com/posternmail/postern/host/internal/tables"
+	"github.com/posternmail/postern/host/internal/tracking"
+)
+
+// parkedName is the folder below incoming/ of files that cannot be read.
+const parkedName = "unreadable"
+
+// Pickup is the owner's side of drainers: it adopts what they leave in their folders.
+type Pickup struct {
+	Incoming string // the folder of their folders
+	Queue    *queue.Queue
+	Tables   tables.Store
+	Ledger   *tracking.File
+	Logger   hclog.Logger
+
+	mu     sync.Mutex
+	looked bool // at what was there at the start
+}
+
+// pickupEvery is how often an owner looks that nobody wakes.
+const pickupEvery = time.Second
+
+// Run adopts until ctx ends.
+func (p *Pickup) Run(ctx context.Context) {
+	tick := time.NewTicker(pickupEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			p.Adopt()
+		}
+	}
+}
+
+// Adopt takes what is there now. The first time must be before anything is delivered: only then are items whose parcel
+// was not removed, because the owner before this one died, still in the store to be known again.
+func (p *Pickup) Adopt() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, folder := range folders(p.Incoming) {
+		over := !held(folder) // before looking: nothing comes later
+		left := p.adoptFolder(folder)
+		if over && left == 0 {
+			if err := os.RemoveAll(folder); err != nil {
+				p.Logger.Warn("folder of a former host cannot be removed", "folder", folder, "error", err)
+			}
+		}
+	}
+	p.looked = true
+}
+
+// adoptFolder answers with the number of files that have to wait.
+func (p *Pickup) adoptFolder(folder string) (left int) {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		p.Logger.Error("what a former host has accepted cannot be read now", "folder", folder, "error", err)
+		return 1
+	}
+	for _, e := range entries { // in the order of their numbers
+		if strings.HasPrefix(e.Name(), hiddenPrefix) {
+			continue // cut short: nobody was promised anything
+		}
+		if err := p.adoptFile(filepath.Join(folder, e.Name())); err != nil {
+			p.Logger.Error("what a former host has accepted cannot be taken now", "file", filepath.Join(folder, e.Name()), "error", err)
+			left++
+		}
+	}
+	return left
+}
+
+// adoptFile takes one file. What cannot be read is parked, and not an error.
+func (p *Pickup) adoptFile(path string) error {
+	adopt := map[string]func(*os.File) error{kindMail: p.mail, kindRows: p.rows, kindLedger: p.ledger}[filepath.Ext(path)]
+	if adopt == nil {
+		return nil // not for us
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	err = adopt(file)
+	if errors.Is(err, queue.ErrUnreadable) {
+		return p.park(path, err)
+	}
+	return err
+}
+
+// removeFile removes a file for good.
+func removeFile(path string) error {
+	return errors.Join(os.Remove(path), syncDir(filepath.Dir(path)))
+}
+
+func (p *Pickup) mail(file *os.File) error {
+	return p.Queue.Adopt(file, func() error { return removeFile(file.Name()) })
+}
+
+func (p *Pickup) rows(file *os.File) error {
+	text, err := io.ReadAll(file)
+	if err != nil {
+		return err
+	}
+	var list []rowWrite
+	if err := json.Unmarshal(text, &list); err != nil {
+		return fmt.Errorf("%w: %w", queue.ErrUnreadable, err)
+	}
+	writes := make([]tables.Write, 0, len(list))
+	for _, w := range list {
+		w.Write.Key = string(w.Key)
+		writes = append(writes, w.Write)
+	}
+	p.Tables.Apply(writes)
+	return os.Remove(file.Name())
+}
+
+func (p *Pickup) ledger(file *os.File) error {
+	lines, err := io.ReadAll(file)
+	if err != nil {
+		return err
+	}
+	if err := p.Ledger.Adopt(lines, !p.looked); err != nil {
+		return err
+	}
+	return os.Remove(file.Name())
+}
+
+// park keeps a file for an operator.
+func (p *Pickup) park(path string, why error) error {
+	dir := p.Parked()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	to := filepath.Join(dir, filepath.Base(filepath.Dir(path))+"-"+filepath.Base(path))
+	if err := os.Rename(path, to); err != nil {
+		return err
+	}
+	p.Logger.Error("what a former host has accepted is unreadable and was put aside", "file", to, "error", why)
+	return errors.Join(syncDir(dir), syncDir(filepath.Dir(path)))
+}
+
+// Parked is the folder of the files that were put aside.
+func (p *Pickup) Parked() string { return filepath.Join(p.Incoming, parkedName) }
+
+// Unreadable is how many files were put aside.
+func (p *Pickup) Unreadable() int {
+	entries, _ := os.ReadDir(p.Parked()) // usually it does not exist
+	return len(entries)
+}
+
+// pause waits a moment, less where ctx ends.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(20 * time.Millisecond):
+	}
+}
