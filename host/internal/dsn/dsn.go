@@ -12,7 +12,8 @@ import (
 	"github.com/posternmail/postern/sdk/address"
 )
 
-// maxOriginal is the size in bytes up to which the original message is returned whole.
+// maxOriginal is the size in bytes up to which the original message is returned whole (Exchange's
+// ExternalDsnMaxMessageAttachSize). It is never held in memory.
 const maxOriginal = 10 << 20
 
 // Kind of notification: the Action field of its recipients (RFC 3464 section 2.3.3).
@@ -92,7 +93,7 @@ func (r *Request) cause() string {
 
 // item is the notification, ready for the queue.
 func (r *Request) item(id string, rep *report) *queue.Item {
-	header, body := rep.message()
+	header := rep.headerBlock()
 	m := &envelope.Mail{
 		ID: id,
 		// RFC 3461 section 6.1: the null sender, and no notification but NEVER.
@@ -100,10 +101,10 @@ func (r *Request) item(id string, rep *report) *queue.Item {
 		Traffic:        backwards(r.Item.Mail.Traffic),
 		Header:         header,
 		OriginalHeader: header,
-		Body:           envelope.MemoryBody(body),
+		Body:           rep.body(),
 	}
 	m.OriginalBody = m.Body
-	if rep.eightBit {
+	if rep.eightBit() {
 		m.Sender.BodyType = "8BITMIME"
 	}
 	m.AddRecipient(&envelope.Recipient{Address: r.Item.Mail.Sender.Address, Notify: envelope.NotifyNever})

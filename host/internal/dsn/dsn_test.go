@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -215,7 +219,7 @@ func TestLargeOriginalIsNotReturnedWhole(t *testing.T) {
 
 func TestOriginalCannotEndThePart(t *testing.T) {
 	r := request(Failure, nil)
-	b := newReport(r, Compose(r).ID).boundary()
+	b := newReport(r, Compose(r).ID).boundary
 	item := Compose(request(Failure, func(m *envelope.Mail) {
 		m.Body = envelope.MemoryBody([]byte("--" + b + "--\r\n"))
 	}))
@@ -224,6 +228,67 @@ func TestOriginalCannotEndThePart(t *testing.T) {
 	}
 	if !bytes.Contains(item.Mail.Header, []byte(b+"_")) {
 		t.Error("the boundary stands in the original")
+	}
+}
+
+// A large original is neither copied nor held in memory, however many messages fail at once.
+func TestLargeOriginalIsNotInMemory(t *testing.T) {
+	const size = 8 << 20
+	octets := bytes.Repeat([]byte("0123456789012345678901234567890123456789012345678901234567890\r\n"), size/63)
+	f, err := os.Create(filepath.Join(t.TempDir(), "body"))
+	if err == nil {
+		_, err = f.Write(octets)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := request(Failure, func(m *envelope.Mail) { m.Body = envelope.FileBody(f, int64(len(octets))) })
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	item := Compose(r)
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Errorf("%d octets of memory for a notification about %d", n, len(octets))
+	}
+	got, err := io.ReadAll(item.Mail.Body.Reader())
+	if err != nil || int64(len(got)) != item.Mail.Body.Size() {
+		t.Fatalf("%d octets, %v", len(got), err)
+	}
+	_, part, _ := bytes.Cut(got, []byte("message/rfc822\r\n"))
+	if _, original, _ := bytes.Cut(part, []byte("\r\n\r\nReceived: ")); !bytes.Contains(original, octets) || !bytes.HasSuffix(got, []byte("--\r\n")) {
+		t.Error("the original is not whole")
+	}
+}
+
+// What is looked for in a body is found wherever the body is cut into blocks.
+func TestLook(t *testing.T) {
+	for text, want := range map[string]look{
+		"ab--xyz c\r\n": {found: true}, "--xy\r\nz": {}, "--xy--xyz": {found: true}, "a\r\nb\r\n": {}, "": {},
+		"a\rb": {loose: true}, "a\nb": {loose: true}, "a\r": {afterCR: true}, "\r\r\n": {loose: true}, "\n": {loose: true}, "\xe4\r\n": {eight: true},
+	} {
+		for block := 1; block <= len(text)+1; block++ {
+			l := look{boundary: []byte("--xyz")}
+			for chunk := range slices.Chunk([]byte(text), block) {
+				if n, err := l.Write(chunk); n != len(chunk) || err != nil {
+					t.Fatal(n, err)
+				}
+			}
+			if l.found != want.found || l.loose != want.loose || l.afterCR != want.afterCR || l.eight != want.eight {
+				t.Errorf("%q in blocks of %d: %+v", text, block, l)
+			}
+		}
+	}
+}
+
+// No line of a notification is longer than a line may be, whatever a next hop has said and a sender has claimed.
+func TestLongWords(t *testing.T) {
+	checkLines(t, text(Compose(request(Failure, func(m *envelope.Mail) {
+		m.Recipients[0].Reply.Text = strings.Repeat("x", 3000) + " and " + strings.Repeat("y", 2000)
+		m.Recipients[0].ORCPT = "utf-8;" + strings.Repeat("\U0001f600", 125) + "@dest.example"
+		m.Recipients[1].Reply.Text = strings.Repeat("z", 1000)
+	}))))
+	if got := wrap(strings.Repeat("ä", 1000)); !utf8.ValidString(got) || strings.Count(got, "ä") != 1000 {
+		t.Error("a character is cut in two")
 	}
 }
 

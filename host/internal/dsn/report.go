@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/netip"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/posternmail/postern/host/internal/envelope"
 )
@@ -18,10 +19,11 @@ const dateLayout = "Mon, 02 Jan 2006 15:04:05 -0700"
 type report struct {
 	Request
 	id       string
-	unicode  bool // RFC 6533: global-delivery-status, and the message needs SMTPUTF8
-	eightBit bool // some part has octets over 127
-	whole    bool // the original message is returned whole
-	original []byte
+	boundary string
+	unicode  bool           // RFC 6533: global-delivery-status, and the message needs SMTPUTF8
+	header   []byte         // of the original, as it is returned
+	content  *envelope.Body // of the original; nil where only its header is returned
+	eight    bool           // what is returned has octets over 127
 }
 
 func newReport(r Request, id string) *report {
@@ -29,12 +31,79 @@ func newReport(r Request, id string) *report {
 	m := r.Item.Mail
 	// Only a sender that uses SMTPUTF8 itself can be expected to receive it.
 	rep.unicode = m.Sender.SMTPUTF8 && (!allASCII(m.Sender.Address) || rep.unicodeRecipients() || hasEightBit(m.Header))
+	rep.header = append(wholeLines(r.Item.Prefix), wholeLines(m.Header)...)
+	rep.eight = hasEightBit(rep.header)
 	size := m.Size() + int64(len(r.Item.Prefix))
 	// RFC 3461 section 4.3: RET is about failures; other reports carry the headers.
-	rep.whole = r.Kind == Failure && m.Sender.Ret != "HDRS" && size <= maxOriginal
-	rep.original = rep.returned()
-	rep.eightBit = rep.unicode || hasEightBit(rep.original)
+	if r.Kind == Failure && m.Sender.Ret != "HDRS" && size <= maxOriginal && m.Body != nil {
+		rep.content = m.Body
+	}
+	rep.examine()
 	return rep
+}
+
+// eightBit reports whether some part has octets over 127.
+func (r *report) eightBit() bool { return r.unicode || r.eight }
+
+// examine reads the original once, for a boundary that it does not hold and for what kind of octets it has. A body that
+// cannot be read, or that holds a lone CR or LF and so cannot be sent, is left out: that is no reason not to tell.
+func (r *report) examine() {
+	r.boundary = "=_" + strings.ReplaceAll(r.id, ".", "_")
+	for bytes.Contains(r.header, []byte("--"+r.boundary)) {
+		r.boundary += "_"
+	}
+	for r.content != nil {
+		look := look{boundary: []byte("--" + r.boundary)}
+		if _, err := io.Copy(&look, r.content.Reader()); err != nil || look.loose || look.afterCR {
+			r.content = nil
+			return
+		}
+		if !look.found {
+			r.eight = r.eight || look.eight
+			return
+		}
+		r.boundary += "_" // the header does not hold this one either
+	}
+}
+
+// look is what is to be known of a body.
+type look struct {
+	boundary []byte
+	tail     []byte // the end of what was seen, shorter than the boundary
+	found    bool   // it holds the boundary
+	eight    bool   // it has octets over 127
+	loose    bool   // it has a CR or LF outside of a line end
+	afterCR  bool
+}
+
+// Write implements io.Writer.
+func (l *look) Write(p []byte) (int, error) {
+	l.lineEnds(p)
+	l.eight = l.eight || hasEightBit(p)
+	keep := len(l.boundary) - 1
+	across := append(l.tail, p[:min(len(p), keep)]...)
+	l.found = l.found || bytes.Contains(across, l.boundary) || bytes.Contains(p, l.boundary)
+	if len(p) >= keep {
+		across = bytes.Clone(p[len(p)-keep:])
+	}
+	l.tail = across[max(len(across)-keep, 0):]
+	return len(p), nil
+}
+
+// lineEnds looks for a CR or LF outside of a line end (RFC 5321 section 2.3.8).
+func (l *look) lineEnds(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	if l.afterCR {
+		l.loose = l.loose || p[0] != '\n'
+		p = p[1:]
+	}
+	l.afterCR = len(p) > 0 && p[len(p)-1] == '\r'
+	if l.afterCR {
+		p = p[:len(p)-1]
+	}
+	l.loose = l.loose || !endsAreWhole(p)
 }
 
 func (r *report) unicodeRecipients() bool {
@@ -44,22 +113,6 @@ func (r *report) unicodeRecipients() bool {
 		}
 	}
 	return false
-}
-
-// returned is what the last part holds: the message, or its header. A body that cannot be read, or that holds a lone CR
-// or LF and so cannot be sent, is left out: that is no reason not to tell.
-func (r *report) returned() []byte {
-	m := r.Item.Mail
-	header := append(wholeLines(r.Item.Prefix), wholeLines(m.Header)...)
-	if !r.whole || m.Body == nil {
-		return header
-	}
-	b := bytes.NewBuffer(append(header, "\r\n"...))
-	if _, err := io.Copy(b, m.Body.Reader()); err != nil || !endsAreWhole(b.Bytes()) {
-		r.whole = false
-		return header
-	}
-	return b.Bytes()
 }
 
 // wholeLines is b with each line ended by CRLF and no other CR or LF.
@@ -84,22 +137,8 @@ func hasEightBit(b []byte) bool {
 	return bytes.IndexFunc(b, func(c rune) bool { return c > 0x7f }) >= 0
 }
 
-// message writes the header block and the body.
-func (r *report) message() (header, body []byte) {
-	boundary := r.boundary()
-	return r.header(boundary), r.body(boundary)
-}
-
-// boundary is derived from the id, and made longer should the original hold it.
-func (r *report) boundary() string {
-	b := "=_" + strings.ReplaceAll(r.id, ".", "_")
-	for bytes.Contains(r.original, []byte("--"+b)) {
-		b += "_"
-	}
-	return b
-}
-
-func (r *report) header(boundary string) []byte {
+// headerBlock of the notification.
+func (r *report) headerBlock() []byte {
 	var b bytes.Buffer
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\r\n", args...) }
 	line("Date: %s", r.Now.Format(dateLayout))
@@ -113,8 +152,8 @@ func (r *report) header(boundary string) []byte {
 	}
 	line("Auto-Submitted: auto-replied") // RFC 3834 section 5
 	line("MIME-Version: 1.0")
-	line("Content-Type: multipart/report; report-type=%s;\r\n\tboundary=%q", r.statusType(), boundary)
-	if r.eightBit {
+	line("Content-Type: multipart/report; report-type=%s;\r\n\tboundary=%q", r.statusType(), r.boundary)
+	if r.eightBit() {
 		line("Content-Transfer-Encoding: 8bit")
 	}
 	return b.Bytes()
@@ -183,37 +222,56 @@ func field(header []byte, name string) string {
 	return string(value)
 }
 
-func (r *report) body(boundary string) []byte {
+// inMemory is the size in bytes up to which a notification is made in memory. A larger one is the original's octets with
+// others around them.
+const inMemory = 64 << 10
+
+// body of the notification.
+func (r *report) body() *envelope.Body {
 	var b bytes.Buffer
-	b.Grow(len(r.original) + 2048)
-	part := func(contentType, description string, eight bool, content []byte) {
-		fmt.Fprintf(&b, "--%s\r\nContent-Type: %s\r\nContent-Description: %s\r\n", boundary, contentType, description)
+	part := func(contentType, description string, eight bool) {
+		fmt.Fprintf(&b, "--%s\r\nContent-Type: %s\r\nContent-Description: %s\r\n", r.boundary, contentType, description)
 		if eight {
 			b.WriteString("Content-Transfer-Encoding: 8bit\r\n")
 		}
 		b.WriteString("\r\n")
-		b.Write(content)
-		b.WriteString("\r\n")
 	}
-	text, charset := r.text(), "us-ascii"
+	charset := "us-ascii"
 	if r.unicode {
 		charset = "utf-8"
 	}
-	part("text/plain; charset="+charset, "Notification", r.unicode, text)
-	part("message/"+r.statusType(), "Delivery report", r.unicode, r.status())
-	part(r.originalType(), "Original message", hasEightBit(r.original), r.original)
-	fmt.Fprintf(&b, "--%s--\r\n", boundary)
-	return b.Bytes()
+	part("text/plain; charset="+charset, "Notification", r.unicode)
+	b.Write(r.text())
+	b.WriteString("\r\n")
+	part("message/"+r.statusType(), "Delivery report", r.unicode)
+	b.Write(r.status())
+	b.WriteString("\r\n")
+	part(r.originalType(), "Original message", r.eight)
+	b.Write(r.header)
+	end := fmt.Appendf(nil, "\r\n--%s--\r\n", r.boundary)
+	if r.content == nil {
+		return envelope.MemoryBody(append(b.Bytes(), end...))
+	}
+	b.WriteString("\r\n")
+	whole := envelope.BodyAround(b.Bytes(), r.content, end)
+	if whole.Size() > inMemory {
+		return whole
+	}
+	octets, err := io.ReadAll(whole.Reader())
+	if err != nil {
+		return whole // it could be read a moment ago: the store tries again
+	}
+	return envelope.MemoryBody(octets)
 }
 
 // originalType: RFC 6522 section 4 and RFC 6533 section 4.
 func (r *report) originalType() string {
 	switch {
-	case r.unicode && r.whole:
+	case r.unicode && r.content != nil:
 		return "message/global"
 	case r.unicode:
 		return "message/global-headers"
-	case r.whole:
+	case r.content != nil:
 		return "message/rfc822"
 	}
 	return "text/rfc822-headers"
@@ -262,11 +320,14 @@ func told(rcpt *envelope.Recipient) envelope.Reply {
 	return reply
 }
 
-// wrap puts words on lines of about 72 characters, indented.
+// longestWord in octets keeps a line below 998 (RFC 5322 section 2.1.1).
+const longestWord = 900
+
+// wrap puts words on lines of about 72 characters, indented. A word that is longer than a line may be is parted.
 func wrap(s string) string {
 	var b strings.Builder
 	width := 0
-	for _, word := range strings.Fields(s) {
+	add := func(word string) {
 		switch {
 		case width == 0:
 			b.WriteString("    ")
@@ -279,6 +340,17 @@ func wrap(s string) string {
 		}
 		b.WriteString(word)
 		width += len(word)
+	}
+	for _, word := range strings.Fields(s) {
+		for len(word) > longestWord {
+			n := longestWord
+			for !utf8.RuneStart(word[n]) {
+				n--
+			}
+			add(word[:n])
+			word = word[n:]
+		}
+		add(word)
 	}
 	return b.String() + "\r\n"
 }
@@ -303,7 +375,7 @@ func (r *report) status() []byte {
 
 // recipient writes the fields of RFC 3464 section 2.3.
 func (r *report) recipient(b *bytes.Buffer, rcpt *envelope.Recipient) {
-	if kind, addr, ok := strings.Cut(rcpt.ORCPT, ";"); ok {
+	if kind, addr, ok := strings.Cut(rcpt.ORCPT, ";"); ok && len(kind)+len(r.address(addr)) <= longestWord {
 		fmt.Fprintf(b, "Original-Recipient: %s; %s\r\n", kind, r.address(addr))
 	}
 	kind := "rfc822"

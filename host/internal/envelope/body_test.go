@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"testing"
+	"testing/iotest"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +20,8 @@ func TestDescriptor(t *testing.T) {
 	if _, err := file.WriteString("octets"); err != nil {
 		t.Fatal(err)
 	}
-	for name, body := range map[string]*Body{"memory": MemoryBody([]byte("octets")), "file": FileBody(file, 6)} {
+	for name, body := range map[string]*Body{"memory": MemoryBody([]byte("octets")), "file": FileBody(file, 6),
+		"around": BodyAround([]byte("oc"), MemoryBody([]byte("te")), []byte("ts"))} {
 		for range 2 {
 			f, err := body.Descriptor()
 			if err != nil {
@@ -38,7 +41,7 @@ func TestDescriptor(t *testing.T) {
 
 // Even opened for writing, the copy of a body in memory stays as it is.
 func TestSealed(t *testing.T) {
-	f, err := sealed([]byte("octets"))
+	f, err := sealed(strings.NewReader("octets"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,5 +51,27 @@ func TestSealed(t *testing.T) {
 	}
 	if err := f.Truncate(0); !errors.Is(err, unix.EPERM) {
 		t.Errorf("truncating: %v", err)
+	}
+}
+
+// A body around another reads like one, wherever a read begins and ends.
+func TestBodyAround(t *testing.T) {
+	for _, parts := range [][3]string{{"one ", "two ", "three"}, {"", "two", ""}, {"one", "", "three"}, {"", "", ""}} {
+		b := BodyAround([]byte(parts[0]), MemoryBody([]byte(parts[1])), []byte(parts[2]))
+		want := parts[0] + parts[1] + parts[2]
+		if b.Size() != int64(len(want)) || b.InMemory() || b.Bytes() != nil {
+			t.Errorf("%q: size %d", want, b.Size())
+		}
+		if err := iotest.TestReader(b.Reader(), []byte(want)); err != nil {
+			t.Errorf("%q: %v", want, err)
+		}
+		for from := range len(want) + 1 {
+			for to := from; to <= len(want); to++ {
+				p := make([]byte, to-from)
+				if n, err := b.ReadAt(p, int64(from)); n != len(p) || string(p) != want[from:to] || err != nil && (err != io.EOF || to < len(want)) {
+					t.Errorf("%q[%d:%d] is %q, %v", want, from, to, p[:n], err)
+				}
+			}
+		}
 	}
 }
