@@ -163,10 +163,6 @@ type Stamps map[string][]byte
 // skipped, joined by commas.
 const StampSkipped = "skipped"
 
-// StampSkipped is the stamp of the host's own that names the agents which failed at a session or a message and were
-// skipped, joined by commas.
-const StampSkipped = "skipped"
-
 // Mail is one message with one envelope, as the session and the categorizer hand it to agents. Agents' edits
 // change Sender, Recipients, Header, Body and Stamps; the Original fields never change.
 type Mail struct {
