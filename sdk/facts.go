@@ -369,12 +369,13 @@ type Host struct {
 
 // AcceptedDomain is a domain that mail is taken for.
 type AcceptedDomain struct {
-	Name string // lower case; "*.x" covers the subdomains of x
+	Name string // in lower case with A-labels (address.ASCIIDomain); "*.x" covers the subdomains of x
 	Type string // "authoritative", "internal_relay" or "external_relay"
 }
 
-// Accepts reports whether mail for domain (in lower case) is taken.
+// Accepts reports whether mail for domain, in any spelling, is taken.
 func (h *Host) Accepts(domain string) bool {
+	domain = address.ASCIIDomain(domain)
 	return slices.ContainsFunc(h.AcceptedDomains, func(d AcceptedDomain) bool {
 		if parent, ok := strings.CutPrefix(d.Name, "*"); ok {
 			return strings.HasSuffix(domain, parent) && len(domain) > len(parent)
@@ -386,7 +387,7 @@ func (h *Host) Accepts(domain string) bool {
 func hostOf(p *agentpb.HostFacts) *Host {
 	h := &Host{Name: p.GetName(), Version: p.GetVersion(), Resolvers: p.GetResolvers()}
 	for _, d := range p.GetAcceptedDomains() {
-		h.AcceptedDomains = append(h.AcceptedDomains, AcceptedDomain{d.GetName(), d.GetType()})
+		h.AcceptedDomains = append(h.AcceptedDomains, AcceptedDomain{address.ASCIIDomain(d.GetName()), d.GetType()})
 	}
 	for _, text := range p.GetInternalSmtpServers() {
 		if prefix, err := parsePrefix(text); err == nil {

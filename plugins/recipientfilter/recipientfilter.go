@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/match"
 )
 
@@ -77,7 +78,7 @@ func (f *Filter) OnRcpt(_ context.Context, e *sdk.RcptEvent) sdk.Verdict {
 	if _, exists := f.recipients.Row(e); exists || !f.validated(e) {
 		return f.known(e)
 	}
-	domain := "@" + strings.ToLower(e.Recipient.Domain)
+	domain := "@" + address.ASCIIDomain(e.Recipient.Domain)
 	if !e.Needed {
 		return sdk.Continue().Needs(f.recipients.Keys(domain))
 	}
@@ -90,7 +91,7 @@ func (f *Filter) OnRcpt(_ context.Context, e *sdk.RcptEvent) sdk.Verdict {
 // validated reports whether the recipient must be in the directory, if that covers the domain.
 func (f *Filter) validated(e *sdk.RcptEvent) bool {
 	// RFC 5321 section 4.5.1: postmaster is always taken, with any domain of ours or none.
-	return f.Validate && f.authoritative(strings.ToLower(e.Recipient.Domain)) && !strings.EqualFold(e.Recipient.Local, "postmaster")
+	return f.Validate && f.authoritative(address.ASCIIDomain(e.Recipient.Domain)) && !strings.EqualFold(e.Recipient.Local, "postmaster")
 }
 
 // authoritative reports whether a domain is ours alone. What is said of its name outweighs what is said of the

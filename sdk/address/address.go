@@ -60,8 +60,13 @@ func (m Mailbox) String() string {
 	return local + "@" + m.Domain
 }
 
-// Key is m in the one form that tables and comparisons use: all in lower case.
-func (m Mailbox) Key() string { return strings.ToLower(m.String()) }
+// Key is m in the one form that tables and comparisons use: all in lower case, the domain with A-labels (ASCIIDomain).
+func (m Mailbox) Key() string {
+	if !isASCII(m.Domain) {
+		m.Domain = ASCIIDomain(m.Domain)
+	}
+	return strings.ToLower(m.String())
+}
 
 // ASCIIDomain is domain in lower case with A-labels (RFC 5890 section 2.3.2.1), the form in which the spellings of one
 // name are the same. What has no such form only gets lower case. "*." of a pattern stays in front.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -162,11 +163,11 @@ func (w *world) needed(sub *agentpb.Subscription, need *agentpb.Need) []*agentpb
 	return rows
 }
 
-// keyOf an event: the facts in lower case, joined by "|".
+// keyOf an event: the facts as the host writes them, joined by "|".
 func keyOf(use *agentpb.TableUse, event *agentpb.Event, r *agentpb.Recipient) string {
 	var parts []string
 	for _, p := range use.GetKey() {
-		parts = append(parts, strings.ToLower(factOf(p, event, r)))
+		parts = append(parts, factOf(p, event, r))
 	}
 	return strings.Join(parts, "|")
 }
@@ -176,17 +177,17 @@ func factOf(p *agentpb.KeyPart, event *agentpb.Event, r *agentpb.Recipient) stri
 	case agentpb.Fact_FACT_CLIENT:
 		return masked(event.GetSession().GetClient(), p)
 	case agentpb.Fact_FACT_HELO:
-		return string(event.GetSession().GetHelo())
+		return strings.ToLower(string(event.GetSession().GetHelo()))
 	case agentpb.Fact_FACT_SENDER:
-		return string(event.GetEnvelope().GetSender().GetAddress())
+		return mailboxKey(event.GetEnvelope().GetSender().GetAddress())
 	case agentpb.Fact_FACT_SENDER_DOMAIN:
 		return domainOf(event.GetEnvelope().GetSender().GetAddress())
 	case agentpb.Fact_FACT_RECIPIENT:
-		return string(r.GetAddress())
+		return mailboxKey(r.GetAddress())
 	case agentpb.Fact_FACT_RECIPIENT_DOMAIN:
 		return domainOf(r.GetAddress())
 	case agentpb.Fact_FACT_HEADER_FROM:
-		return string(event.GetMessage().GetHeaderFrom())
+		return mailboxKey(event.GetMessage().GetHeaderFrom())
 	case agentpb.Fact_FACT_HEADER_FROM_DOMAIN:
 		return domainOf(event.GetMessage().GetHeaderFrom())
 	case agentpb.Fact_FACT_IDENTITY:
@@ -197,7 +198,16 @@ func factOf(p *agentpb.KeyPart, event *agentpb.Event, r *agentpb.Recipient) stri
 
 func domainOf(mailbox []byte) string {
 	s := string(mailbox)
-	return s[strings.LastIndexByte(s, '@')+1:]
+	return address.ASCIIDomain(s[strings.LastIndexByte(s, '@')+1:])
+}
+
+// mailboxKey is an address in the one form that keys have.
+func mailboxKey(mailbox []byte) string {
+	m, err := address.Parse(string(mailbox))
+	if err != nil {
+		return strings.ToLower(string(mailbox))
+	}
+	return m.Key()
 }
 
 // masked address of the client.

@@ -74,8 +74,16 @@ func (a *Addresses) Add(entry string) error {
 	if a.entries == nil {
 		a.entries = map[string]bool{}
 	}
-	a.entries[strings.ToLower(entry)] = true
+	a.entries[entryKey(entry)] = true
 	return nil
+}
+
+// entryKey is an entry in the form that Match looks for.
+func entryKey(e string) string {
+	if m, err := address.Parse(e); err == nil && strings.Contains(e, "@") {
+		return m.Key()
+	}
+	return address.ASCIIDomain(e)
 }
 
 func checkEntry(e string) error {
@@ -98,7 +106,7 @@ func (a *Addresses) Match(m address.Mailbox) (entry string, ok bool) {
 	if len(a.entries) == 0 || m.IsNull() {
 		return "", false
 	}
-	domain := strings.ToLower(m.Domain)
+	domain := address.ASCIIDomain(m.Domain)
 	for _, e := range []string{m.Key(), domain} {
 		if a.entries[e] {
 			return e, true

@@ -783,6 +783,10 @@ func TestSpellingsOfADomain(t *testing.T) {
 		if c, _ := r.router.choose(domain, 1); c == nil || c.Name != "hub" {
 			t.Errorf("%s is routed to %v", domain, c)
 		}
+		dns := config.SendConnector{Name: "out", DNS: true}
+		if hop := dns.Hop(domain); hop != "out/xn--bcher-kva.example" {
+			t.Errorf("%s has a hop of its own: %s", domain, hop)
+		}
 		if !r.ReportsTo(domain, dsn.Failure) {
 			t.Errorf("%s counts as remote", domain)
 		}

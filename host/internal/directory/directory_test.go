@@ -289,3 +289,29 @@ func TestPlaceInJSON(t *testing.T) {
 		}
 	}
 }
+
+// One mailbox has several spellings, and one of a file is as good as another.
+func TestSpellings(t *testing.T) {
+	spellings := []string{"b\u00fccher.example", "B\u00dcCHER.example", "xn--bcher-kva.example", "XN--BCHER-KVA.EXAMPLE"}
+	for _, written := range spellings {
+		s, err := load(t, "d.csv", "address,aliases,members,safe_senders\n"+
+			"Ann@"+written+",a@"+written+",,friend@"+written+" "+written+"\nall@"+written+",,ann@"+written+",\n", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, asked := range spellings {
+			m, ok := Recipient(s, mailbox("a@"+asked))
+			if !ok || m.Local != "Ann" {
+				t.Errorf("%s in the file: a@%s is %v, %v", written, asked, m, ok)
+			}
+			if _, ok := Group(s, mailbox("all@"+asked)); !ok || !Covers(s, asked) {
+				t.Errorf("%s in the file: no group or domain %s", written, asked)
+			}
+			for _, sender := range []string{mailbox("friend@" + asked).Key(), address.ASCIIDomain(asked)} {
+				if _, ok := s.Get("safelist", mailbox("ann@"+asked).Key()+"|"+sender); !ok {
+					t.Errorf("%s in the file: %s is no safe sender", written, sender)
+				}
+			}
+		}
+	}
+}

@@ -23,7 +23,7 @@ type hashing struct {
 }
 
 // Hash is the first octets of the HMAC-SHA256 of text in lower case, in hexadecimal digits. For a recipient text
-// is the address; for a row of the safelist it is the recipient's address, "|", and the sender's address or domain.
+// is the address, its domain with A-labels; for a row of the safelist it is the recipient's address, "|", and the sender's address or domain.
 func Hash(key []byte, octets int, text string) string {
 	mac := hmac.New(sha256.New, key)
 	_, _ = mac.Write([]byte(strings.ToLower(text)))

@@ -2,7 +2,6 @@ package directory
 
 import (
 	"encoding/json"
-	"strings"
 
 	"github.com/posternmail/postern/host/internal/tables"
 	"github.com/posternmail/postern/sdk/address"
@@ -15,7 +14,7 @@ const (
 	safelistTable   = "safelist"
 )
 
-// recipientRow is a row of the table recipients. Its key is an address or alias in lower case, or "@" and a
+// recipientRow is a row of the table recipients. Its key is an address or alias (address.Mailbox.Key), or "@" and a
 // domain of which the directory knows every recipient.
 type recipientRow struct {
 	Address string `json:"address,omitempty"` // the primary one; empty where only hashes are known
@@ -72,6 +71,6 @@ func Group(t tables.Store, m address.Mailbox) ([]address.Mailbox, bool) {
 
 // Covers reports whether a directory knows every recipient of domain, so that one it does not know does not exist.
 func Covers(t tables.Store, domain string) bool {
-	_, ok := t.Get(recipientsTable, "@"+strings.ToLower(domain))
+	_, ok := t.Get(recipientsTable, "@"+address.ASCIIDomain(domain))
 	return ok
 }

@@ -63,7 +63,7 @@ func (a *adder) entry(e entry) error {
 		if err != nil {
 			return a.fault(e.address.at, "%s", err)
 		}
-		a.recipients["@"+strings.ToLower(name)] = recipientRow{Domain: true}
+		a.recipients["@"+address.ASCIIDomain(name)] = recipientRow{Domain: true}
 		return nil
 	}
 	primary, err := a.key(e.address)
@@ -108,7 +108,7 @@ func (a *adder) key(v value) (string, error) {
 	if err != nil || m.Domain == "" {
 		return "", a.fault(v.at, "%q is no address", v.text)
 	}
-	a.recipients["@"+strings.ToLower(m.Domain)] = recipientRow{Domain: true}
+	a.recipients["@"+address.ASCIIDomain(m.Domain)] = recipientRow{Domain: true}
 	return m.Key(), nil
 }
 
@@ -182,7 +182,7 @@ func senderKey(text string) (string, error) {
 		return m.Key(), err
 	}
 	domain, err := address.ParseDomain(strings.TrimPrefix(text, "@"))
-	return strings.ToLower(domain), err
+	return address.ASCIIDomain(domain), err
 }
 
 // replace the content of the tables.

@@ -14,6 +14,7 @@ import (
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/tables"
 	"github.com/posternmail/postern/host/internal/tracking"
+	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -477,7 +478,7 @@ func (r *run) keyFacts(d *draft) keyFacts {
 			return "", ""
 		}
 		from := r.beganWith().headerFrom()
-		return from.Key(), from.Domain
+		return from.Key(), address.ASCIIDomain(from.Domain)
 	}}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/tables"
+	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -71,7 +72,7 @@ func (f *keyFacts) text(part *agentpb.KeyPart) (text string, ok bool) {
 		if part.GetFact() == agentpb.Fact_FACT_RECIPIENT {
 			return f.recipient.Address.Key(), true
 		}
-		return strings.ToLower(f.recipient.Address.Domain), true
+		return address.ASCIIDomain(f.recipient.Address.Domain), true
 	}
 	return f.mailText(part.GetFact())
 }
@@ -117,7 +118,7 @@ func (f *keyFacts) mailText(fact agentpb.Fact) (text string, ok bool) {
 	case agentpb.Fact_FACT_SENDER:
 		return f.mail.Sender.Address.Key(), true
 	case agentpb.Fact_FACT_SENDER_DOMAIN:
-		return strings.ToLower(f.mail.Sender.Address.Domain), true
+		return address.ASCIIDomain(f.mail.Sender.Address.Domain), true
 	case agentpb.Fact_FACT_HEADER_FROM:
 		mailbox, _ := f.from()
 		return mailbox, true
