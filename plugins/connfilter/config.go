@@ -59,7 +59,7 @@ type BlockProvider struct {
 
 // New checks cfg and reads its files. It is called for every new configuration.
 func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
-	f := &Filter{Config: cfg, internal: r.Host().InternalSMTPServers}
+	f := &Filter{Config: cfg, internal: r.Host().InternalSMTPServers, health: r.Health()}
 	errs := []error{
 		checkResponse(r.At("block_response"), cfg.BlockResponse, ""),
 		checkResponse(r.At("machine_response"), cfg.MachineResponse, ""),

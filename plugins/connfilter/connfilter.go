@@ -27,6 +27,7 @@ type Filter struct {
 	providers []provider // in the order in which they decide
 	bypassed  *match.Addresses
 	resolver  *dns.Resolver
+	health    *sdk.Health
 	machine   sdk.Table[blocked]
 	stop      func() // ends the watching of files
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/posternmail/postern/sdk"
@@ -73,13 +74,14 @@ func (f *Filter) patience(ctx context.Context) time.Duration {
 // has no entry: mail must flow without it.
 func (f *Filter) ask(ctx context.Context, name string, p *provider) (code netip.Addr) {
 	answers, err := f.resolver.A(ctx, name+p.zone)
-	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		sdk.Logger(ctx).Warn("DNS list did not answer", "zone", p.zone, "error", err)
+	if errors.Is(ctx.Err(), context.Canceled) { // nobody waits for it any more
+		return netip.Addr{}
 	}
+	if i := slices.IndexFunc(answers, notServed.Contains); i >= 0 {
+		err = fmt.Errorf("the list does not serve the resolver that asks it: %s", answers[i])
+	}
+	f.health.Report("DNS list "+p.zone, err)
 	for _, a := range answers {
-		if notServed.Contains(a) {
-			sdk.Logger(ctx).Warn("DNS list does not serve the resolver that asks it", "zone", p.zone, "answer", a)
-		}
 		if p.counts(a) {
 			return a
 		}
