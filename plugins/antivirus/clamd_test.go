@@ -201,13 +201,13 @@ func fakeClamd(t testing.TB, say behaviour) (socket string) {
 				return
 			}
 			t.Cleanup(func() { conn.Close() })
-			go serveClamd(conn.(*net.UnixConn), say)
+			go serveClamd(conn, say)
 		}
 	}()
 	return socket
 }
 
-func serveClamd(conn *net.UnixConn, say behaviour) {
+func serveClamd(conn net.Conn, say behaviour) {
 	defer conn.Close()
 	// Octet for octet, so that the descriptor behind FILDES is not read over.
 	in, n := bufio.NewReaderSize(oneByOne{conn}, 16), 0
@@ -224,7 +224,7 @@ func serveClamd(conn *net.UnixConn, say behaviour) {
 		case "INSTREAM":
 			content, err = readStream(in)
 		case "FILDES":
-			content, err = readDescriptor(conn)
+			content, err = readDescriptor(conn.(*net.UnixConn))
 		}
 		if err != nil {
 			return

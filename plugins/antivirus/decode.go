@@ -235,12 +235,12 @@ func splitHeader(content mime.Body) (header []byte, body int64, err error) {
 	return block, int64(len(block)), nil
 }
 
-// lines calls each for each line of r without its end; longer ones than 64 KiB come in pieces.
+// lines calls each for each line of r with its end; longer ones than 64 KiB come in pieces.
 func lines(r io.Reader, each func(line []byte) bool) error {
 	in := bufio.NewReaderSize(r, 64<<10)
 	for {
 		line, err := in.ReadSlice('\n')
-		if len(line) > 0 && !each(bytes.TrimRight(line, "\r\n")) {
+		if len(line) > 0 && !each(line) {
 			return nil
 		}
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
@@ -252,15 +252,20 @@ func lines(r io.Reader, each func(line []byte) bool) error {
 	}
 }
 
-// hasOpening reports whether the delimiter that begins a part stands in r.
-func hasOpening(r io.Reader, boundary string) (found bool, err error) {
-	delimiter := []byte("--" + boundary)
+// opening is where the first delimiter that begins a part stands in r, -1 if there is none.
+func opening(r io.Reader, boundary string) (at int64, err error) {
+	delimiter, found := []byte("--"+boundary), false
 	err = lines(r, func(line []byte) bool {
 		rest, ok := bytes.CutPrefix(line, delimiter)
-		found = ok && len(bytes.TrimRight(rest, " \t")) == 0
+		if found = ok && len(bytes.TrimRight(rest, " \t\r\n")) == 0; !found {
+			at += int64(len(line))
+		}
 		return !found
 	})
-	return found, err
+	if !found {
+		at = -1
+	}
+	return at, err
 }
 
 // guessBoundary of a multipart that does not name one that stands in it: the first line that begins with "--" and is
@@ -273,7 +278,7 @@ func guessBoundary(r io.Reader) (boundary string, err error) {
 			return false
 		}
 		candidate = nil
-		if rest, ok := bytes.CutPrefix(bytes.TrimRight(line, " \t"), []byte("--")); ok && len(rest) > 0 && len(rest) <= 200 {
+		if rest, ok := bytes.CutPrefix(bytes.TrimRight(line, " \t\r\n"), []byte("--")); ok && len(rest) > 0 && len(rest) <= 200 {
 			candidate = bytes.Clone(rest)
 		}
 		return true

@@ -80,7 +80,7 @@ func guard(e Engine, scanner engine, r *sdk.Registrar) *guarded {
 
 // about a message: the engine looks at each object whose result is not known.
 func (g *guarded) about(ctx context.Context, objects []*object, known func(*object, version) (answer, bool)) report {
-	ctx, cancel := context.WithTimeoutCause(ctx, g.Timeout, fmt.Errorf("no answer within %s", g.Timeout))
+	ctx, cancel := g.within(ctx, g.Timeout)
 	defer cancel()
 	if err := g.resting(); err != nil {
 		return report{engine: g, err: err}
@@ -99,6 +99,11 @@ func (g *guarded) about(ctx context.Context, objects []*object, known func(*obje
 	}
 	g.worked()
 	return rep
+}
+
+// within some time the engine has to answer.
+func (g *guarded) within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("no answer within %s", d))
 }
 
 // one object.
@@ -148,7 +153,7 @@ func (g *guarded) current(ctx context.Context) (version, error) {
 
 // tells its version; "" where it does not, or is down.
 func (g *guarded) tells(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, g.Timeout)
+	ctx, cancel := g.within(ctx, g.Timeout)
 	defer cancel()
 	if g.resting() != nil {
 		return ""
@@ -208,7 +213,7 @@ func plainly(err error) error {
 
 // check asks the engine for its version, and raises or ends the alarms about it.
 func (g *guarded) check(ctx context.Context) (version, error) {
-	ctx, cancel := context.WithTimeout(ctx, min(g.Timeout, 10*time.Second))
+	ctx, cancel := g.within(ctx, min(g.Timeout, 10*time.Second))
 	defer cancel()
 	g.mu.Lock()
 	g.asked = time.Time{}

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/mime"
 )
 
@@ -169,10 +168,12 @@ func clip(s string, n int) string {
 }
 
 // wholeMessage is header and body together.
-func wholeMessage(header []byte, body *sdk.BodyReader) *object {
+func wholeMessage(header []byte, body mime.Body) *object {
 	head := append(header[:len(header):len(header)], "\r\n"...)
 	return &object{
 		name: "the message", size: int64(len(head)) + body.Size(),
-		open: func() io.Reader { return io.MultiReader(bytes.NewReader(head), body.Reader()) },
+		open: func() io.Reader {
+			return io.MultiReader(bytes.NewReader(head), io.NewSectionReader(body, 0, body.Size()))
+		},
 	}
 }

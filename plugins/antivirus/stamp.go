@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/mime"
 )
 
 // The stamp tells the next of our own servers that a message was scanned:
@@ -129,7 +130,7 @@ func (s *stamp) check(keys []*stampKey, digest string, now time.Time, maxAge tim
 }
 
 // digestOf what a message holds, wherever it is on its way.
-func digestOf(ctx context.Context, headers sdk.Header, body *sdk.BodyReader) (string, error) {
+func digestOf(ctx context.Context, headers sdk.Header, body mime.Body) (string, error) {
 	h := sha256.New()
 	for _, name := range []string{"mime-version", "content-type", "content-transfer-encoding", "content-disposition"} {
 		for f := range headers.All(name) {
@@ -137,7 +138,7 @@ func digestOf(ctx context.Context, headers sdk.Header, body *sdk.BodyReader) (st
 		}
 	}
 	h.Write([]byte("\r\n"))
-	in, chunk := body.Reader(), make([]byte, 64<<10)
+	in, chunk := io.NewSectionReader(body, 0, body.Size()), make([]byte, 64<<10)
 	for {
 		n, err := in.Read(chunk)
 		h.Write(chunk[:n])

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/mime"
 )
 
@@ -33,7 +33,7 @@ type unpacker struct {
 }
 
 // unpack a message. The objects are there with an error, too: as far as it came.
-func (s *Scanner) unpack(ctx context.Context, header []byte, body *sdk.BodyReader) (*unpacker, error) {
+func (s *Scanner) unpack(ctx context.Context, header []byte, body mime.Body) (*unpacker, error) {
 	u := &unpacker{Scanner: s, ctx: ctx, left: s.MaxParts, room: int64(s.MaxUnpacked), seen: map[[sha256.Size]byte]*object{}}
 	u.objects = []*object{wholeMessage(header, body)}
 	return u, u.message(header, body, nil, s.MaxDepth)
@@ -143,7 +143,7 @@ func (r *reading) plain() error {
 	}
 	o := &object{size: p.End - p.Content, open: section(r.body, p.Content, p.End-p.Content)}
 	hash.Sum(o.sum[:0])
-	if body, ok := r.body.(*sdk.BodyReader); ok && o.size == body.Size() {
+	if body, ok := r.body.(interface{ File() (*os.File, error) }); ok && o.size == r.body.Size() {
 		o.given = body.File // nothing needs to be copied
 	}
 	return r.add(o)
@@ -268,14 +268,14 @@ func (r *reading) hidden() error {
 
 // again reads the content from start on as a multipart with that boundary, if it has any parts by it.
 func (r *reading) again(boundary string, start int64) error {
-	tail := io.NewSectionReader(r.body, start, r.part.End-start)
-	reopened, err := hasOpening(tail, boundary)
+	at, err := opening(io.NewSectionReader(r.body, start, r.part.End-start), boundary)
 	if err != nil {
 		return fmt.Errorf("reading a part: %w", err)
 	}
-	if !reopened {
+	if at < 0 {
 		return nil
 	}
+	tail := io.NewSectionReader(r.body, start+at, r.part.End-start-at)
 	if r.room -= tail.Size(); r.room < 0 {
 		return errUnpacked
 	}

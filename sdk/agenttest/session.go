@@ -64,6 +64,12 @@ func (s *Session) With(change func(*agentpb.Session)) *Session {
 	return s
 }
 
+// Trusted makes the session one that the receive connector grants trust, for mail of that class, without an event.
+func (s *Session) Trusted(trust sdk.Trust, traffic sdk.Traffic) *Session {
+	s.facts.Trust, s.facts.Traffic = trust, traffic
+	return s
+}
+
 // Stamped leaves a stamp as another agent does ("connfilter.listed", "scl"), for the message.
 func (s *Session) Stamped(name, value string) *Session {
 	for _, w := range []*world{s.agent.pair, s.agent.single} {
