@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"unicode/utf8"
 
+	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/match"
 )
@@ -14,6 +16,10 @@ import (
 type Config struct {
 	GoodPhrases        []string `hcl:"good_phrases,optional" doc:"Words or phrases; a message with one of them has SCL 0. Up to 800, each of up to 256 characters."`
 	BadPhrases         []string `hcl:"bad_phrases,optional" doc:"Words or phrases; a message with one of them has SCL 9, unless it has a good one too. The same bounds."`
+	GoodPhraseFiles    []string `hcl:"good_phrase_files,optional" doc:"Files of more good phrases, one a line, # for comments. Read again when they change."`
+	BadPhraseFiles     []string `hcl:"bad_phrase_files,optional" doc:"Files of more bad phrases, likewise."`
+	Model              string   `hcl:"model,optional" doc:"Model that the command train has written. Read again when it changes. If not given: the file model in the agent's own folder, where train writes it."`
+	Learn              bool     `hcl:"learn,optional" default:"true" doc:"Whether a release from quarantine, or what somebody says of a message, changes the ratings of mail like it."`
 	BypassedSenders    []string `hcl:"bypassed_senders,optional" doc:"Senders (user@domain, domain, *.domain), in the envelope or in From, whose mail has SCL -1."`
 	BypassedRecipients []string `hcl:"bypassed_recipients,optional" doc:"Recipients (likewise) whose mail is not judged."`
 	DeleteAt           int      `hcl:"delete_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is accepted and thrown away; 0 is never."`
@@ -33,19 +39,70 @@ const (
 // New checks cfg. It is called for every new configuration.
 func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 	f := &Filter{Config: cfg, internal: r.Host().InternalSMTPServers}
-	var errs [6]error
+	var errs [7]error
 	f.good, errs[0] = newPhrases(r, "good_phrases", cfg.GoodPhrases)
 	f.bad, errs[1] = newPhrases(r, "bad_phrases", cfg.BadPhrases)
 	f.senders, errs[2] = addresses(r, "bypassed_senders", cfg.BypassedSenders)
 	f.recipients, errs[3] = addresses(r, "bypassed_recipients", cfg.BypassedRecipients)
 	errs[4] = checkResponse(r, cfg.Response)
 	errs[5] = checkThresholds(r, cfg)
+	f.brain, errs[6] = newBrain(r, cfg)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(cfg.MaxSize),
-		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.Stamps("scl")))
+	f.register(r)
+	if !r.Validating() {
+		f.stop = f.brain.watch(r.Logger())
+	}
 	return f, nil
+}
+
+// register says what the events need.
+func (f *Filter) register(r *sdk.Registrar) {
+	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(f.MaxSize), sdk.ReadsHeaders(classifier.Fields()...),
+		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.Stamps("scl", stampProbability)))
+	if !f.Learn {
+		r.Skip(sdk.OnReleased, sdk.OnFeedback)
+		return
+	}
+	for _, kind := range []sdk.EventKind{sdk.OnReleased, sdk.OnFeedback} {
+		r.On(kind, sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(f.MaxSize), sdk.ReadsHeaders(classifier.Fields()...), sdk.MayChange())
+	}
+}
+
+// Close implements the end of a configuration.
+func (f *Filter) Close() {
+	if f.stop != nil {
+		f.stop()
+	}
+}
+
+// newBrain reads the model and the phrases in files. A model that the configuration names must be there and whole. Of
+// the agent's own folder a broken one is not worth a mail server that does not start.
+func newBrain(r *sdk.Registrar, cfg Config) (*brain, error) {
+	b := &brain{modelPath: modelPath(cfg, r.StateDir()), goodFiles: cfg.GoodPhraseFiles, badFiles: cfg.BadPhraseFiles}
+	if cfg.Learn {
+		b.learnt = learntFolder(r.StateDir())
+	}
+	b.mark()
+	if err := readPhrases(&b.good, b.goodFiles); err != nil {
+		return nil, r.At("good_phrase_files").Error(err)
+	}
+	if err := readPhrases(&b.bad, b.badFiles); err != nil {
+		return nil, r.At("bad_phrase_files").Error(err)
+	}
+	err := b.readModel()
+	switch {
+	case cfg.Model != "" && err == nil && b.base == nil:
+		return nil, r.At("model").Errorf("there is no file %s; the command train makes one", cfg.Model)
+	case cfg.Model != "" && err != nil:
+		return nil, r.At("model").Error(err)
+	case err != nil:
+		r.Warn(fmt.Sprintf("the model cannot be used; messages are rated by rules alone: %v", err))
+	case b.base == nil && !r.Validating():
+		r.Logger().Warn("no model: messages are rated by rules alone; make one of sorted mail with `postern agent run " + r.Instance() + " -- train --spam PATH --ham PATH`")
+	}
+	return b, nil
 }
 
 // checkThresholds wants delete > reject > quarantine among those that are on.

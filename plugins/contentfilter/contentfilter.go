@@ -6,17 +6,21 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/match"
 )
 
-// Filter judges messages at the end of data: first the bypass lists, then the phrases, then the thresholds.
+// Filter judges messages at the end of data: first the bypass lists, then the phrases, then the model, then the
+// thresholds.
 type Filter struct {
 	Config
 	good, bad  *phrases
 	senders    *match.Addresses
 	recipients *match.Addresses
 	internal   []netip.Prefix // our own servers
+	brain      *brain
+	stop       func() // ends the watching of files; nil without
 }
 
 // gtube is the string that every spam filter takes for spam, folded.
@@ -41,14 +45,21 @@ const (
 	reasonUnreadable    = "Unreadable" // the message could not be read: undetermined
 )
 
-// tokenPhrase is in the report of a message with one of the operator's phrases.
-const tokenPhrase = "CW:CustomList"
+// Tokens of the report.
+const (
+	tokenPhrase  = "CW:CustomList" // one of the operator's phrases was found
+	tokenNoModel = "NoModel"       // there is no model: only rules were looked at
+)
+
+// stampProbability is the agent's own stamp with what the model says.
+const stampProbability = "probability"
 
 // rating is what the filter thinks of a message.
 type rating struct {
 	scl    int
 	tokens []string // of the report header
 	found  string   // for the ledger
+	spam   string   // probability by the model; empty where it was not asked
 }
 
 // trusted is the rating of mail that is not judged.
@@ -68,6 +79,9 @@ func (f *Filter) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict 
 		return sdk.Undetermined(reasonUnreadable, err)
 	}
 	v := f.report(e, f.act(r), r).Stamp("scl", strconv.Itoa(r.scl))
+	if r.spam != "" {
+		v = v.Stamp(stampProbability, r.spam)
+	}
 	if len(bypassed) == 0 {
 		return v
 	}
@@ -101,26 +115,103 @@ func (f *Filter) split(all []sdk.EnvelopeRecipient) (bypassed, judged []sdk.Enve
 	return bypassed, judged
 }
 
-// rate looks for GTUBE, then for phrases. A good one outweighs a bad one.
+// rate looks for GTUBE, then for phrases, of which a good one outweighs a bad one, and asks the model about the rest.
 func (f *Filter) rate(ctx context.Context, e *sdk.DataEvent) (rating, error) {
-	text, note, err := messageText(ctx, e)
+	d, err := f.read(ctx, e)
 	if err != nil {
 		return rating{}, err
 	}
-	r := rating{scl: sclWanted, found: note}
-	if note != "" {
-		r.tokens = []string{"MIME:" + note}
+	r := rating{scl: sclWanted, found: d.Note}
+	if d.Note != "" {
+		r.tokens = []string{"MIME:" + d.Note}
 	}
-	if strings.Contains(text, gtube) {
-		return rating{sclSpam, append(r.tokens, "GTUBE"), "GTUBE"}, nil
+	if find(d, func(text string) string { return contained(text, gtube) }) != "" {
+		return rating{scl: sclSpam, tokens: append(r.tokens, "GTUBE"), found: "GTUBE"}, nil
 	}
-	if p := f.good.find(text); p != "" {
-		return rating{sclWanted, append(r.tokens, tokenPhrase), "good phrase " + strconv.Quote(p)}, nil
+	if p := find(d, f.good.find, f.brain.good.Load().find); p != "" {
+		return rating{scl: sclWanted, tokens: append(r.tokens, tokenPhrase), found: "good phrase " + strconv.Quote(p)}, nil
 	}
-	if p := f.bad.find(text); p != "" {
-		return rating{sclSpam, append(r.tokens, tokenPhrase), "bad phrase " + strconv.Quote(p)}, nil
+	if p := find(d, f.bad.find, f.brain.bad.Load().find); p != "" {
+		return rating{scl: sclSpam, tokens: append(r.tokens, tokenPhrase), found: "bad phrase " + strconv.Quote(p)}, nil
 	}
-	return r, nil
+	return f.ask(d, r), nil
+}
+
+// read the message, but for a body over max_size.
+func (f *Filter) read(ctx context.Context, e *sdk.DataEvent) (*classifier.Document, error) {
+	if body := e.Body(); !body.Skipped() {
+		return classifier.Read(ctx, e.Headers.Block(), body)
+	}
+	return classifier.Read(ctx, e.Headers.Block(), nil)
+}
+
+// find what one of the searches finds first in one of the texts.
+func find(d *classifier.Document, searches ...func(string) string) string {
+	for text := range d.All {
+		for _, search := range searches {
+			if found := search(text); found != "" {
+				return found
+			}
+		}
+	}
+	return ""
+}
+
+func contained(text, s string) string {
+	if strings.Contains(text, s) {
+		return s
+	}
+	return ""
+}
+
+// ask the model. Of a message that was not read it is not asked.
+func (f *Filter) ask(d *classifier.Document, r rating) rating {
+	m := f.brain.model.Load()
+	switch {
+	case m == nil:
+		r.tokens = append(r.tokens, tokenNoModel)
+		return r
+	case d.Note == classifier.NoteTooLarge:
+		return r
+	}
+	p := m.Probability(d.Features(m.Recipe, false))
+	r.scl, r.spam = classifier.SCL(p), strconv.FormatFloat(p, 'f', 4, 64)
+	r.tokens = append(r.tokens, "PROB:"+r.spam)
+	found := "probability " + r.spam
+	if r.found != "" {
+		found = r.found + ", " + found
+	}
+	r.found = found
+	if f.acts(r.scl) {
+		r.found += ": " + reasons(m, d.Features(m.Recipe, true))
+	}
+	return r
+}
+
+// toldReasons is how many tokens the ledger names.
+const toldReasons = 8
+
+// reasons are the tokens that speak for spam most.
+func reasons(m *classifier.Model, features *classifier.Features) string {
+	var told []string
+	for _, r := range m.Explain(features, 4*toldReasons) {
+		if r.Weight > 0 && len(told) < toldReasons {
+			told = append(told, printable(r.Token))
+		}
+	}
+	return strings.Join(told, ", ")
+}
+
+// printable token of up to 40 characters: it was written by a stranger.
+func printable(token string) string {
+	quoted := strconv.Quote(token)
+	text := []rune(quoted[1 : len(quoted)-1])
+	return string(text[:min(len(text), 40)])
+}
+
+// acts reports whether an SCL reaches any threshold.
+func (f *Filter) acts(scl int) bool {
+	return reaches(scl, f.DeleteAt) || reaches(scl, f.RejectAt) || reaches(scl, f.QuarantineAt)
 }
 
 // act compares with the thresholds, the strictest first.

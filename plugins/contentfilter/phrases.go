@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bufio"
+	"fmt"
+	"os"
 	"strings"
-	"unicode"
 	"unicode/utf8"
+
+	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 )
 
 // phrases to look for in a text. They are folded, like the text.
@@ -14,7 +18,7 @@ type phrases struct {
 
 // add a phrase. One that folds to nothing is not added.
 func (p *phrases) add(text string) bool {
-	folded := fold(text)
+	folded := classifier.Fold(text)
 	if folded == "" {
 		return false
 	}
@@ -60,21 +64,35 @@ func (p *phrases) at(text string, i int, key [2]byte) string {
 // withinWord reports whether the characters on both sides of position i are of one word.
 func withinWord(text string, i int) bool {
 	before, _ := utf8.DecodeLastRuneInString(text[:i])
-	if !isWord(before) {
+	if !classifier.IsWord(before) {
 		return false
 	}
 	after, _ := utf8.DecodeRuneInString(text[i:])
-	return isWord(after)
+	return classifier.IsWord(after)
 }
 
-// unspaced are scripts that put no spaces between words, or none before what hangs on to a word.
-var unspaced = []*unicode.RangeTable{
-	unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Hangul, unicode.Thai, unicode.Lao, unicode.Khmer, unicode.Myanmar,
-}
-
-func isWord(r rune) bool {
-	if r < utf8.RuneSelf {
-		return r >= 'a' && r <= 'z' || r >= '0' && r <= '9'
+// readFile adds the phrases of a file: one a line; empty lines and those that begin with # are passed over.
+func (p *phrases) readFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
 	}
-	return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r)) && !unicode.In(r, unspaced...)
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for n := 1; lines.Scan(); n++ {
+		text := strings.TrimSpace(lines.Text())
+		if text == "" || strings.HasPrefix(text, "#") {
+			continue
+		}
+		if length := utf8.RuneCountInString(text); length > maxPhrase {
+			return fmt.Errorf("%s, line %d: phrase of %d characters, at most %d", path, n, length, maxPhrase)
+		}
+		if !p.add(text) {
+			return fmt.Errorf("%s, line %d: an empty phrase is in every message", path, n)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }
