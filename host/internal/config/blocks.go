@@ -272,7 +272,7 @@ func sendConnectorBlock() *blockType {
 		options: []option{
 			list("address_spaces", formatAddressSpace, "Recipient domains it serves: `*`, `example.org`, `*.example.org`, with `;cost` from 1 to 100 behind.").mandatory(),
 			list("smart_hosts", formatSmartHost, "Servers that take all of it, spread and failed over.").starting(""),
-			truth("dns", "false", "Deliver to the mail exchangers of each domain."),
+			truth("dns", "false", "Deliver to the mail exchangers of each domain. One that is this host, by its name, an address that it listens on or (with port 25) a loopback address, is a loop, and mail that has no other way fails. Private addresses are used: internal DNS has them."),
 			text("lmtp", formatLMTP, "An LMTP server."),
 			text("drop_directory", formatPath, "A folder that gets each message as a file."),
 			integer("port", "25", "1", "65535", "Port of mail exchangers, and of smart hosts that name none."),

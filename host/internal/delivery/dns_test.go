@@ -121,6 +121,8 @@ xn--bcher-kva.example. 300 IN MX 10 mx1.x.example.
 zero.example. 300 IN MX 10 this.zero.example.
 this.zero.example. 300 IN A 0.0.0.0
 this.zero.example. 300 IN AAAA ::
+private.example. 300 IN MX 10 mx.private.example.
+mx.private.example. 300 IN A 10.1.2.3
 `)
 	tests := []struct {
 		domain string
@@ -170,6 +172,21 @@ this.zero.example. 300 IN AAAA ::
 			}
 		})
 	}
+	// What else runs here is no business of a stranger's DNS; a host in a private network is.
+	t.Run("loopback", func(t *testing.T) {
+		d := testDelivery(t, config.SendConnector{DNS: true}, z.use)
+		for domain, want := range map[string]string{
+			"x.example": "5.4.6", "backup.example": "5.4.6", "[127.0.0.9]": "5.4.6", "[IPv6:::1]": "5.4.6", "[224.0.0.1]": "5.4.4",
+			"private.example": "", "[10.0.0.1]": "", "[192.168.1.1]": "", "[IPv6:fd00::1]": "",
+		} {
+			item := testItem("a@x.example")
+			item.Hop = "out/" + domain
+			list, why := d.targets(t.Context(), d.connectors["out"], item)
+			if (len(list) == 0) != (want != "") || want != "" && why.Enhanced != want {
+				t.Errorf("%s: %v, %s", domain, list, why)
+			}
+		}
+	})
 	// Who listens on all addresses is at every loopback address, and not only at the one that its interface has.
 	t.Run("loopback of a wildcard", func(t *testing.T) {
 		_, port, _ := net.SplitHostPort(best.addr())

@@ -81,7 +81,7 @@ func (d *Delivery) smartTargets(ctx context.Context, c *connector, item *queue.I
 
 func (c *connector) port() int {
 	if c.Port == 0 {
-		return 25
+		return smtpPort
 	}
 	return c.Port
 }
@@ -144,7 +144,7 @@ func (d *Delivery) exchangers(ctx context.Context, c *connector, domain string, 
 		if err != nil && !errors.Is(err, errNoName) {
 			why = reply(451, "4.4.3", "looking up "+host+": "+plainError(err))
 		}
-		ips = slices.DeleteFunc(ips, netip.Addr.IsUnspecified)
+		ips = slices.DeleteFunc(ips, isNobody)
 		if d.isSelf(c, host, ips) {
 			list = slices.DeleteFunc(list, func(t target) bool { return t.pref == mx.Preference })
 			why = reply(550, "5.4.6", "mail for "+domain+" loops back to this host")
@@ -173,7 +173,7 @@ func (d *Delivery) literalTarget(c *connector, domain string) ([]target, envelop
 	}
 	ip = ip.Unmap()
 	switch {
-	case ip.IsUnspecified():
+	case isNobody(ip):
 		return nil, reply(550, "5.4.4", domain+" is no host's address")
 	case d.isSelf(c, "", []netip.Addr{ip}):
 		return nil, reply(550, "5.4.6", "mail for "+domain+" loops back to this host")
@@ -181,12 +181,23 @@ func (d *Delivery) literalTarget(c *connector, domain string) ([]target, envelop
 	return []target{{network: "tcp", address: net.JoinHostPort(ip.String(), strconv.Itoa(c.port()))}}, envelope.Reply{}
 }
 
-// isSelf reports whether a mail exchanger is this host: by its name, or by an address we listen on.
+// isNobody reports whether an address cannot be that of one host.
+func isNobody(ip netip.Addr) bool { return ip.IsUnspecified() || ip.IsMulticast() }
+
+// smtpPort is the one that mail exchangers are asked at (RFC 5321 section 4.5.4.2).
+const smtpPort = 25
+
+// isSelf reports whether a mail exchanger is this host: by its name, by an address we listen on, or by a loopback address,
+// which names whoever looks at it. A stranger's DNS must not lead to what else runs here; with a port of its own the
+// connector is not meant for strangers.
 func (d *Delivery) isSelf(c *connector, host string, ips []netip.Addr) bool {
 	if host != "" && (strings.EqualFold(host, d.config.Host.Name) || strings.EqualFold(host, c.Fqdn)) {
 		return true
 	}
 	port := uint16(c.port())
+	if port == smtpPort && slices.ContainsFunc(ips, netip.Addr.IsLoopback) {
+		return true
+	}
 	return slices.ContainsFunc(ips, func(ip netip.Addr) bool {
 		// Who listens everywhere is at every loopback address, and not only at the one that its interface has.
 		everywhere := ip.IsLoopback() && d.listening[netip.AddrPortFrom(netip.IPv4Unspecified(), port)]
