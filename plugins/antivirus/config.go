@@ -46,7 +46,7 @@ type Config struct {
 
 	Keys         []StampKey    `hcl:"stamp_key,block" doc:"A key for the stamp by which own servers tell each other that a message was scanned. The first one that can sign is signed with, all are believed."`
 	StampMaxAge  time.Duration `hcl:"stamp_max_age,optional" default:"4h" min:"1m" max:"30d" doc:"Older stamps of other servers are not believed: their engines may have learned since."`
-	StampTraffic []string      `hcl:"stamp_traffic,optional" default:"external internal" one_of:"external outbound internal" doc:"Which mail is given a stamp. outbound only where the next hop is an own server too: it tells which engines there are. Outbound mail that is given none loses the one it came with."`
+	StampTraffic []string      `hcl:"stamp_traffic,optional" default:"external,internal" one_of:"external outbound internal" doc:"Which mail is given a stamp. outbound only where the next hop is an own server too: it tells which engines there are. Outbound mail that is given none loses the one it came with."`
 }
 
 // Engine is one virus scanner: one of its blocks says which kind.
@@ -81,7 +81,7 @@ type Command struct {
 	Run      []string       `hcl:"run" doc:"The program and its arguments. It reads the part from standard input, or from the file that {file} stands for." example:"[\"clamscan\", \"--no-summary\", \"{file}\"]"`
 	Clean    []int          `hcl:"clean,optional" default:"0" doc:"Exit codes that mean clean."`
 	Infected []int          `hcl:"infected,optional" default:"1" doc:"Exit codes that mean infected. Any other one is a failure."`
-	Name     *regexp.Regexp `hcl:"name,optional" default:"\": (.+) FOUND\"" doc:"Finds the name of the malware in the output: its first group, or all of it without one."`
+	Name     *regexp.Regexp `hcl:"name,optional" default:": (.+) FOUND" doc:"Finds the name of the malware in the output: its first group, or all of it without one."`
 	Version  []string       `hcl:"version,optional" doc:"Program that prints the version of the engine and its signatures. Without it results are not cached." example:"[\"clamscan\", \"--version\"]"`
 }
 

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// script writes a program.
+func script(t *testing.T, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(shortDir(t), "scan")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestCommand runs programs that behave as clamscan does, and programs that do not.
+func TestCommand(t *testing.T) {
+	const finds = `if grep -q virus-word $1; then echo "$1: Some.Name FOUND"; exit 1; fi; echo "$1: OK"; exit 0`
+	for _, c := range []struct{ name, script, more, message, verdict, data string }{
+		{"infected", finds, "", plainMessage, "reject", "Some.Name in the message (scan); Some.Name in text/plain (scan)"},
+		{"infected, by file", finds, "file", plainMessage, "reject", "Some.Name in the message (scan); Some.Name in text/plain (scan)"},
+		{"clean", finds, "", "Subject: x\n\nx\n", "done", "scan"},
+		{"clean, by file", finds, "file", "Subject: x\n\nx\n", "done", "scan"},
+		{"version", finds, `version = ["echo", "ClamAV 1.2.3/77/Thu Jan  1 09:00:00 2026"]`, "Subject: x\n\nx\n", "done", "scan ClamAV 1.2.3/77"},
+		{"other version", finds, `version = ["echo", "Scan 7, signatures 12"]`, "Subject: x\n\nx\n", "done", "scan Scan 7, signatures 12"},
+		{"without a name", "exit 1", "", plainMessage, "reject", "unnamed in the message (scan); unnamed in text/plain (scan)"},
+		{"other codes", "echo threat=X1; exit 13", "infected = [13, 14]\nname = \"threat=([A-Z0-9]+)\"", plainMessage, "reject",
+			"X1 in the message (scan); X1 in text/plain (scan)"},
+		{"fails", "echo out of memory >&2; exit 2", "", plainMessage, "undetermined", "scan: exit code 2: out of memory"},
+		{"killed", "kill -9 $$", "", plainMessage, "undetermined", "scan: signal: killed"},
+		{"hangs", "sleep 100", "", plainMessage, "undetermined", "scan: no answer within 1s"},
+		{"child hangs", "sleep 100 & sleep 100", "", plainMessage, "undetermined", "scan: no answer within 1s"},
+		{"reads nothing", "exit 0", "", "Subject: x\n\n" + strings.Repeat("x", 1<<20), "done", "scan"},
+		{"talks too much", "yes | head -c 3000000; exit 0", "", "Subject: x\n\nx\n", "done", "scan"},
+		{"is not there", "", "gone", plainMessage, "undetermined", "scan: fork/exec /nowhere/scan: no such file or directory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path, arguments, more := script(t, strings.ReplaceAll(c.script, "$1", "${1:--}")), "", c.more
+			switch more {
+			case "file":
+				more, arguments = "", `, "{file}"`
+			case "gone":
+				more, path = "", "/nowhere/scan"
+			}
+			a := start(t, fmt.Sprintf("engine \"scan\" {\ntimeout = \"1s\"\ncommand {\nrun = [%q%s]\n%s\n}\n}\n", path, arguments, more))
+			o := send(a, c.message).WantVerdict(c.verdict)
+			if got := o.Answer().GetVerdicts()[0].GetData(); got != c.data {
+				t.Errorf("data %q, want %q", got, c.data)
+			}
+		})
+	}
+}
+
+// TestUpdate runs the command that updates signatures, once for all processes, and notes how that went.
+func TestUpdate(t *testing.T) {
+	dir := shortDir(t)
+	engine := func(name, text string) string {
+		return clamdAt(name, fakeClamd(t, sane), fmt.Sprintf("update = [%q]\nupdate_every = \"1h\"\n", script(t, text)))
+	}
+	a := start(t, engine("good", "echo x >> "+dir+"/runs\n")+engine("bad", "echo no network >&2\nexit 3\n")+`check_every = "1s"`)
+	for late := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		a.Schedule()
+		rows := map[string]string{}
+		for _, r := range a.Rows("engines") {
+			rows[r.Key] = r.Value
+		}
+		if strings.Contains(rows["good"], `"updated":"`) && !strings.Contains(rows["good"], "update_error") &&
+			strings.Contains(rows["bad"], `"update_error":"exit code 3: no network"`) {
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatalf("rows %v", rows)
+		}
+	}
+	runs, err := os.ReadFile(filepath.Join(dir, "runs"))
+	if err != nil || strings.Count(string(runs), "x") > 3 { // each process of the test has a state folder of its own
+		t.Errorf("run %d times, %v", strings.Count(string(runs), "x"), err)
+	}
+}
