@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/posternmail/postern/host/internal/admin/admintest"
+	"github.com/posternmail/postern/host/internal/tracking"
 	"github.com/posternmail/postern/sdk"
 )
 
@@ -132,6 +133,28 @@ func TestGolden(t *testing.T) {
 			}
 			tr.compare(name)
 		})
+	}
+}
+
+// What an agent wrote before it died has several lines, and is shown so.
+func TestStoryOfSeveralLines(t *testing.T) {
+	var stdout bytes.Buffer
+	a := &app{stdout: &stdout, stderr: &bytes.Buffer{}}
+	a.printScenes([]tracking.Scene{
+		{Who: "judge 1.0.0", Event: "OnData", Text: "failed to answer: it said\nno more", Details: []string{"failure: died: panic: x\n\ngoroutine 1:\n\tmain.go:7\n", "attempt 2"}},
+		{Who: "host", Event: "DEFER", Text: "put off"},
+	})
+	const want = "" +
+		"      +0s  judge 1.0.0  OnData  failed to answer: it said\n" +
+		"                                  no more\n" +
+		"                                  failure: died: panic: x\n" +
+		"                                    \n" +
+		"                                    goroutine 1:\n" +
+		"                                        main.go:7\n" +
+		"                                  attempt 2\n" +
+		"      +0s  host         DEFER   put off\n"
+	if stdout.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", stdout.String(), want)
 	}
 }
 

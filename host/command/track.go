@@ -263,6 +263,11 @@ func (a *app) printStory(s *tracking.Story) {
 	a.printScenes(s.Scenes)
 }
 
+// lines of a text, such as the last words of an agent, without empty ones at its end.
+func lines(text string) []string {
+	return strings.Split(printableText(strings.TrimRight(text, "\r\n")), "\n")
+}
+
 // printScenes shows steps in columns, with what belongs to a step below it.
 func (a *app) printScenes(scenes []tracking.Scene) {
 	start := scenes[0].Time
@@ -275,10 +280,16 @@ func (a *app) printScenes(scenes []tracking.Scene) {
 		if s.Micros > 0 {
 			took = " (" + micros(s.Micros) + ")"
 		}
+		text := lines(s.Text)
 		a.printf("%9s  %-*s  %-*s  %s%s\n", "+"+span(max(s.Time.Sub(start), 0)), who, printable(s.Who), event, printable(s.Event),
-			printable(s.Text), took)
+			text[0], took)
+		for _, detail := range text[1:] {
+			a.printf("%9s  %-*s  %-*s    %s\n", "", who, "", event, "", detail)
+		}
 		for _, detail := range s.Details {
-			a.printf("%9s  %-*s  %-*s    %s\n", "", who, "", event, "", printable(detail))
+			for i, line := range lines(detail) {
+				a.printf("%9s  %-*s  %-*s    %s%s\n", "", who, "", event, "", strings.Repeat("  ", min(i, 1)), line)
+			}
 		}
 	}
 }

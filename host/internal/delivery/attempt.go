@@ -3,7 +3,9 @@ package delivery
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -21,6 +23,7 @@ type attempt struct {
 	results   []Result
 	open      []*envelope.Recipient // without a result yet
 	last      *failure
+	tried     []string // what became of each target that failed, in words
 }
 
 // send delivers item over SMTP or LMTP.
@@ -43,7 +46,7 @@ func (d *Delivery) send(ctx context.Context, c *connector, item *queue.Item) []R
 	}
 	switch {
 	case a.last != nil:
-		why = a.last.reply
+		why = a.verdict()
 	case ctx.Err() != nil:
 		why = reply(451, "4.3.2", "shutting down")
 	}
@@ -104,17 +107,38 @@ func (a *attempt) try(ctx context.Context, t target) {
 			return
 		}
 		if !fail.again {
-			a.failed(fail)
+			a.failed(t, fail)
 			return
 		}
 	}
 }
 
 // failed remembers the failure to speak for those that no target takes: one that may pass, if there is any.
-func (a *attempt) failed(f *failure) {
+func (a *attempt) failed(t target, f *failure) {
+	said := f.reply.String()
+	if !strings.Contains(said, t.address) && !strings.Contains(said, t.String()) {
+		said = t.String() + ": " + said
+	}
+	a.tried = append(a.tried, said)
 	if a.last == nil || !a.last.reply.Temporary() || f.reply.Temporary() {
 		a.last = f
 	}
+}
+
+// maxWhy bounds in octets what is kept of the words of many targets.
+const maxWhy = 1500
+
+// verdict on those that no target has taken: the failure that counts, with what became of the other targets.
+func (a *attempt) verdict() envelope.Reply {
+	why := a.last.reply
+	if len(a.tried) < 2 || why.Permanent() { // a permanent one goes to the sender, who is not told of all our hosts
+		return why
+	}
+	why.Text = fmt.Sprintf("none of %d hosts took it: %s", len(a.tried), strings.Join(a.tried, "; "))
+	if len(why.Text) > maxWhy {
+		why.Text = strings.ToValidUTF8(why.Text[:maxWhy], "") + "..."
+	}
+	return why
 }
 
 func (a *attempt) key(t target, verify bool) poolKey {

@@ -349,6 +349,26 @@ func TestFailover(t *testing.T) {
 	})
 }
 
+// Who looks why a message waits learns what became of every host, in the order in which they were tried.
+func TestWhyNoHostTookIt(t *testing.T) {
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = gone.Close()
+	busy := newHop(t, func(h *hop) { h.replies["GREETING"] = "421 4.3.2 too busy" })
+	closing := newHop(t, func(h *hop) { h.replies["MAIL"] = "421 4.3.2 closing now" })
+	sc := smartHost(busy, closing)
+	sc.SmartHosts = append(sc.SmartHosts, gone.Addr().String())
+	res := one(t, testDelivery(t, sc), testItem("a@x.example"))
+	want(t, res, envelope.Pending, "none of 3 hosts took it: ")
+	for _, said := range []string{busy.addr(), "too busy", closing.addr(), "closing now", gone.Addr().String(), "connection refused"} {
+		if !strings.Contains(res.Reply.Text, said) {
+			t.Errorf("%q is not in %q", said, res.Reply.Text)
+		}
+	}
+}
+
 func TestRecipientsLeftByAClosingHopGoToTheNext(t *testing.T) {
 	bad := newHop(t, func(h *hop) {
 		h.replies["RCPT b@x.example"] = "421 closing"
