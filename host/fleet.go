@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,20 +11,42 @@ import (
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
 // fleet is all configured agents.
 type fleet struct {
-	host   *Host
-	runDir string
+	host    *Host
+	runDir  string
+	records *agentRecords
+	drain   context.Context // ends when generations that were replaced must go at once
+	hurry   context.CancelFunc
+	leaving sync.WaitGroup // generations that were replaced
+
+	changing sync.Mutex // one change at a time
 
 	mu      sync.Mutex
-	running map[string]*agent.Agent // by label
+	facts   *agentpb.HostFacts
+	members map[string]*member // by label
+	order   []string           // labels in the order of priority
+	earlier []*pipeline.Plan   // that were replaced and may still be pinned
 }
 
-func newFleet(h *Host) *fleet { return &fleet{host: h, running: map[string]*agent.Agent{}} }
+// member is one configured agent as it runs. It is replaced as a whole, never changed.
+type member struct {
+	spec  config.Agent
+	line  *agent.Line  // nil: it does not run
+	agent *agent.Agent // that holds the line
+	trial *trial       // a candidate beside it; nil: none
+}
+
+func newFleet(h *Host) *fleet {
+	f := &fleet{host: h, members: map[string]*member{}}
+	f.drain, f.hurry = context.WithCancel(context.Background())
+	return f
+}
 
 // maxRunDir leaves room in sun_path (108 octets) for the sockets of agents.
 const maxRunDir = 60
@@ -42,70 +63,66 @@ func HostFacts(c *config.Config, version string) *agentpb.HostFacts {
 	return facts
 }
 
-// launch starts every enabled agent, all at once.
-func (f *fleet) launch(ctx context.Context) ([]pipeline.Member, error) {
+// launch starts every enabled agent, all at once, and makes the first plan.
+func (f *fleet) launch(ctx context.Context) (err error) {
+	if f.records, err = openRecords(f.host.Config.Host.DataDir); err != nil {
+		return err
+	}
 	if err := f.makeRunDir(); err != nil {
-		return nil, err
+		return err
 	}
-	var (
-		launching sync.WaitGroup
-		specs     = f.host.Config.Agents
-		errs      = make([]error, len(specs))
-	)
-	for i := range specs {
-		if specs[i].Enabled {
-			launching.Go(func() { errs[i] = f.launchOne(ctx, specs[i]) })
-		}
-	}
-	launching.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	var members []pipeline.Member
-	for i := range specs {
-		if a := f.running[specs[i].Name]; a != nil {
-			members = append(members, pipeline.Member{Caller: f.host.metrics.Caller(a), Spec: &specs[i]})
-		}
-	}
-	return members, nil
+	f.changing.Lock()
+	defer f.changing.Unlock()
+	c := f.host.Config
+	_, err = f.apply(ctx, c.Agents, HostFacts(c, f.host.Version), func(ctx context.Context, s *step) error {
+		return f.orLastGood(ctx, s)
+	})
+	return err
 }
 
-func (f *fleet) launchOne(ctx context.Context, spec config.Agent) error {
-	a, err := agent.Launch(ctx, agent.Options{
-		Spec: spec, Host: HostFacts(f.host.Config, f.host.Version), RunDir: f.runDir,
+// options of a process of an agent.
+func (f *fleet) options(spec config.Agent, facts *agentpb.HostFacts) agent.Options {
+	return agent.Options{
+		Spec: spec, Host: facts, RunDir: f.runDir,
 		StateDir: f.host.data(filepath.Join("agents", spec.Name)),
 		Logger:   f.host.Logger.Named("agent"),
 		OnChange: func() { f.changed(spec.Name) },
-	})
-	if err != nil {
-		return err
 	}
+}
+
+// member of a label, nil when it is not configured.
+func (f *fleet) member(name string) *member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.running[spec.Name] = a
-	return nil
+	return f.members[name]
+}
+
+// all members, in the order of priority.
+func (f *fleet) all() (list []*member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range f.order {
+		list = append(list, f.members[name])
+	}
+	return list
 }
 
 // changed wakes the messages that wait for an agent that is back.
 func (f *fleet) changed(name string) {
-	f.mu.Lock()
-	a := f.running[name]
-	f.mu.Unlock()
-	if a != nil && a.Ready() {
-		f.host.queue.Wake(name)
+	if m := f.member(name); m != nil && m.line != nil && m.agent.Ready() {
+		f.host.wake(name)
 	}
 }
 
-// away reports whether an agent is configured and does not run now.
+// away reports whether an agent is to run and does not now. One that was removed or disabled is not waited for.
 func (f *fleet) away(name string) bool {
-	f.mu.Lock()
-	a := f.running[name]
-	f.mu.Unlock()
-	return a != nil && !a.Ready()
+	m := f.member(name)
+	return m != nil && m.line != nil && !m.line.Agent().Ready()
 }
 
 // makeRunDir makes the folder of the agents' sockets: below the data directory, or, where that path would be too
-// long for a socket, in the system's folder for temporary files. What an earlier run left is removed.
+// long for a socket, in the system's folder for temporary files. What hosts left that have ended is removed; one that
+// was replaced may still have its agents there.
 func (f *fleet) makeRunDir() error {
 	dir := f.host.data("run")
 	abs, err := filepath.Abs(dir)
@@ -119,52 +136,67 @@ func (f *fleet) makeRunDir() error {
 		f.host.onStop(func(context.Context) { _ = os.RemoveAll(f.runDir) })
 		return nil
 	}
-	f.runDir = abs
-	if err := os.RemoveAll(abs); err != nil {
+	if err := handover.RemoveLeftovers(abs); err != nil {
 		return fmt.Errorf("folder of the agents' sockets: %w", err)
 	}
-	return os.Mkdir(abs, 0o700)
+	folder, err := handover.NewFolder(abs)
+	if err != nil {
+		return fmt.Errorf("folder of the agents' sockets: %w", err)
+	}
+	f.runDir = folder.Path
+	f.host.onStop(func(context.Context) { _ = folder.Remove() })
+	return nil
 }
 
 func (f *fleet) countBreach(name, reason string) {
-	f.mu.Lock()
-	a := f.running[name]
-	f.mu.Unlock()
-	if a != nil {
-		a.CountBreach(reason)
+	if m := f.member(name); m != nil && m.line != nil {
+		m.agent.CountBreach(reason)
 	}
 }
 
 // list is the agents as listings show them.
-func (f *fleet) list() []admin.Running {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var out []admin.Running
-	for _, spec := range f.host.Config.Agents {
-		one := admin.Running{Spec: spec}
-		if a := f.running[spec.Name]; a != nil {
-			one.Process = a
+func (f *fleet) list() (out []admin.Running) {
+	for _, m := range f.all() {
+		one := admin.Running{Spec: m.spec}
+		if m.line != nil {
+			one.Process = m.agent
 		}
 		out = append(out, one)
 	}
 	return out
 }
 
+// close ends all agents, those that are leaving at once.
 func (f *fleet) close(ctx context.Context) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.hurry()
+	f.changing.Lock()
+	defer f.changing.Unlock()
 	var closing sync.WaitGroup
-	for _, a := range f.running {
-		closing.Go(func() { a.Close(ctx) })
+	for _, m := range f.all() {
+		if m.line != nil {
+			closing.Go(func() { m.agent.Close(ctx) })
+		}
+		if m.trial != nil {
+			closing.Go(func() { m.trial.candidate.Close(ctx) })
+		}
 	}
 	closing.Wait()
+	f.leaving.Wait()
 }
 
-// degraded says which agents do not run.
+// degraded says which agents do not run, and what those that do have to work without.
 func (f *fleet) degraded() (out []string) {
 	for _, one := range f.list() {
-		if one.Process != nil && !one.Process.Ready() {
-			out = append(out, fmt.Sprintf("agent %s is not running since %s", one.Spec.Name, downSince(one.Process.Status()).Format(time.RFC3339)))
+		if one.Process == nil {
+			continue
+		}
+		status := one.Process.Status()
+		if !one.Process.Ready() {
+			out = append(out, fmt.Sprintf("agent %s is not running since %s", one.Spec.Name, downSince(status).Format(time.RFC3339)))
+			continue
+		}
+		for _, d := range status.Degraded {
+			out = append(out, fmt.Sprintf("agent %s works without %s since %s: %s", one.Spec.Name, d.What, d.Since.Format(time.RFC3339), d.Detail))
 		}
 	}
 	return out

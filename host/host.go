@@ -4,29 +4,26 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/host/internal/admin"
-	"github.com/posternmail/postern/host/internal/categorizer"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/connector"
 	"github.com/posternmail/postern/host/internal/delivery"
 	"github.com/posternmail/postern/host/internal/directory"
+	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
-	"github.com/posternmail/postern/host/internal/session"
 	"github.com/posternmail/postern/host/internal/tables"
 	"github.com/posternmail/postern/host/internal/tracking"
-	"github.com/posternmail/postern/host/internal/users"
 )
 
 // Options of a Host.
@@ -35,6 +32,12 @@ type Options struct {
 	Path    string // of the configuration, for `postern status`
 	Version string
 	Logger  hclog.Logger
+	Command []string            // that starts a process like this one, for Restart
+	Sockets *handover.Listeners // where listening sockets come from
+	Heir    *handover.Heir      // of the host that this one replaces; nil: it is the first
+
+	Load     Loader   // reads the configuration again, for reloads and orders; nil: neither is possible
+	Versions Versions // finds installed versions of agents; nil: there is no catalog
 }
 
 // Host is a running host with all its parts.
@@ -43,24 +46,64 @@ type Host struct {
 	started time.Time
 	broken  chan error // what ends the host from inside
 
-	tables      tables.Store
-	directory   *directory.Directory
-	ledger      *tracking.File
-	queue       *queue.Queue
-	agents      *fleet
-	pipeline    *pipeline.Pipeline
-	delivery    *delivery.Delivery
-	categorizer *categorizer.Categorizer
-	transport   *transport
-	connectors  atomic.Pointer[[]*connector.Connector] // nil at first: the control socket is there before them
-	metrics     *admin.Metrics
-	closers     []func(context.Context) // in the order of building
+	front      handover.Front // queue, ledger and tables, whoever owns them
+	tables     tables.Store   // the front's
+	directory  *directory.Directory
+	agents     *fleet
+	pipeline   *pipeline.Pipeline
+	routes     atomic.Pointer[routes]                 // right of the 250 line
+	shared     *common                                // left of it; changed by reloads only
+	connectors atomic.Pointer[[]*connector.Connector] // nil at first: the control socket is there before them
+	metrics    *admin.Metrics
+	closers    closers
+
+	// What reloads change, see reload.go.
+	current atomic.Pointer[config.Config] // in force; nil: Config
+	pending atomic.Pointer[[]string]      // blocks of it that wait for a restart
+	readAt  atomic.Pointer[time.Time]     // when it was read; nil: at the start
+	leaving sync.Mutex
+	retired []*connector.Connector // that do not listen any more and have sessions
+
+	// What only the owner of the data directory has, see own.go.
+	ownership *handover.Ownership
+	queue     atomic.Pointer[queue.Queue] // nil: this process is not the owner
+	ledger    *tracking.File
+	transport *transport
+	rows      tables.Store // the front's, while this process owns them
+	pickup    *handover.Pickup
+	owned     closers
+
+	restarting sync.Mutex
+	out        atomic.Pointer[time.Time]     // when Drain has stopped taking connections; nil: they are taken
+	drainer    *handover.Drainer             // nil: no other process owns the data directory
+	behind     func() (handover.Back, error) // comes behind the front when queue, ledger and tables are closed; nil: nothing
+	drained    chan struct{}                 // closed when a drainer has nothing left to do
+	life       context.Context               // ends with Stop
+	ending     context.CancelFunc
 }
 
-// Start builds the parts and starts them, from the store outwards: mail is taken last. The error says which part
-// could not be started and why; nothing runs then.
+// closers end parts. They are called in the reverse order.
+type closers []func(context.Context)
+
+func (c *closers) add(f func(context.Context)) { *c = append(*c, f) }
+
+func (c *closers) close(ctx context.Context) {
+	for len(*c) > 0 {
+		last := len(*c) - 1
+		f := (*c)[last]
+		*c = (*c)[:last]
+		f(ctx)
+	}
+}
+
+// Start builds the parts and starts them, from the data directory outwards: mail is taken last. The error says which
+// part could not be started and why; nothing runs then.
 func Start(ctx context.Context, o Options) (*Host, error) {
-	h := &Host{Options: o, started: time.Now(), broken: make(chan error, 1)}
+	h := &Host{Options: o, started: time.Now(), broken: make(chan error, 1), drained: make(chan struct{})}
+	h.life, h.ending = context.WithCancel(context.Background())
+	if h.Sockets == nil {
+		h.Sockets = handover.NewListeners()
+	}
 	beBatchWork()
 	collectLess()
 	for _, step := range []struct {
@@ -68,15 +111,15 @@ func Start(ctx context.Context, o Options) (*Host, error) {
 		build func(context.Context) error
 	}{
 		{"data directory", h.openDataDir},
-		{"queue", h.openQueue},
-		{"ledger", h.openLedger},
-		{"tables", h.openTables},
-		{"directory", h.loadDirectory},
-		{"agents", h.launchAgents},
+		{"pipeline", h.openPipeline},
 		{"send connectors", h.openDelivery},
-		{"transport", h.startTransport},
-		{"control socket", h.serveAdmin},
+		{"receive connectors", h.listenEarly},
+		{"agents", h.launchAgents},
+		{"taking over", h.takeOver},
+		{"data directory", h.own},
 		{"receive connectors", h.listen},
+		{"taking over", h.tookOver},
+		{"receive connectors", h.accept},
 	} {
 		if err := step.build(ctx); err != nil {
 			h.Stop()
@@ -86,118 +129,92 @@ func Start(ctx context.Context, o Options) (*Host, error) {
 	return h, nil
 }
 
-// Wait blocks until ctx ends or the host cannot go on.
+// Wait blocks until ctx ends, the host cannot go on, or another one has replaced it and it has nothing left to do.
 func (h *Host) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
+		return nil
+	case <-h.drained:
 		return nil
 	case err := <-h.broken:
 		return err
 	}
 }
 
-// Stop ends the parts in the reverse order of Start: no more connections, sessions end or are told to come back,
-// deliveries under way finish, agents drain.
+// Stop ends the parts: no more connections, sessions end or are told to come back, deliveries under way finish, agents
+// drain.
 func (h *Host) Stop() {
+	h.ending()
+	h.restarting.Lock() // a restart under way ends first
+	defer h.restarting.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), h.Config.Host.ShutdownGrace)
 	defer cancel()
-	for i := len(h.closers) - 1; i >= 0; i-- {
-		h.closers[i](ctx)
-	}
-	h.closers = nil
-}
-
-func (h *Host) onStop(f func(context.Context)) { h.closers = append(h.closers, f) }
-
-// closing is onStop for a part whose error at its end can only be said.
-func (h *Host) closing(what string, f func() error) {
-	h.onStop(func(context.Context) {
-		if err := f(); err != nil {
-			h.Logger.Error("closing", "part", what, "error", err)
+	h.shutConnectors(ctx)
+	if h.queue.Load() != nil {
+		if err := handover.NotifyStopping(); err != nil {
+			h.Logger.Warn("the service manager was not told", "error", err)
 		}
-	})
+		handover.StopAll(ctx, h.data(incomingName)) // drainers end with their owner
+		h.pickup.Adopt()
+	}
+	h.disown(ctx)
+	h.closers.close(ctx)
+	if h.drainer != nil {
+		if err := h.drainer.Close(); err != nil {
+			h.Logger.Error("closing", "part", "folder of what was accepted", "error", err)
+		}
+		h.drainer = nil
+	}
+	if h.ownership != nil {
+		_ = h.ownership.Close()
+		h.ownership = nil
+	}
+	h.Sockets.Close()
 }
+
+func (h *Host) onStop(f func(context.Context)) { h.closers.add(f) }
 
 // background runs f until the host stops.
-func (h *Host) background(f func(context.Context)) {
+func (h *Host) background(f func(context.Context)) { h.closers.add(background(f)) }
+
+// background runs f until the function it returns is called.
+func background(f func(context.Context)) (stop func(context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); f(ctx) }()
-	h.onStop(func(context.Context) { cancel(); <-done })
+	return func(context.Context) { cancel(); <-done }
 }
 
 // data is a path below the data directory.
 func (h *Host) data(name string) string { return filepath.Join(h.Config.Host.DataDir, name) }
 
-func (h *Host) openDataDir(context.Context) error {
-	return os.MkdirAll(h.Config.Host.DataDir, 0o750)
-}
-
-func (h *Host) openQueue(context.Context) error {
-	store, err := queue.OpenStore(h.data("queue"), queue.StoreOptions{
-		Logger: h.Logger.Named("queue"),
-		OnBroken: func(err error) {
-			h.broken <- fmt.Errorf("the queue's disk fails, a restart reads what it holds: %w", err)
-		},
-	})
-	if err != nil {
+func (h *Host) openDataDir(context.Context) (err error) {
+	if err := os.MkdirAll(h.Config.Host.DataDir, 0o750); err != nil {
 		return err
 	}
-	h.queue, err = queue.New(store, queue.Options{Config: h.Config.Queue, Logger: h.Logger.Named("queue")})
-	if err != nil {
-		return errors.Join(err, store.Close())
+	if h.Heir != nil {
+		h.ownership = h.Heir.Ownership // the lock is held by both until one of them gives it up
+		return nil
 	}
-	h.closing("queue", h.queue.Close)
-	return nil
+	h.ownership, err = handover.Own(h.Config.Host.DataDir)
+	return err
 }
 
-func (h *Host) openLedger(context.Context) (err error) {
-	h.ledger, err = tracking.Open(tracking.Dir(h.Config.Host.DataDir), tracking.Options{Config: h.Config.Ledger, Logger: h.Logger.Named("ledger")})
-	if err != nil {
-		return err
-	}
-	h.closing("ledger", h.ledger.Close)
-	return nil
-}
-
-func (h *Host) openTables(context.Context) error {
-	store, err := tables.Open(h.data("tables"), tables.Options{Logger: h.Logger.Named("tables")})
-	if err != nil {
-		return err
-	}
-	h.tables = store
-	h.closing("tables", store.Close)
-	return nil
-}
-
-func (h *Host) loadDirectory(context.Context) error {
+func (h *Host) openPipeline(context.Context) error {
+	h.tables = h.front.Tables()
 	h.directory = directory.New(h.Config.Directories, h.tables, h.Logger.Named("directory"))
-	if err := h.directory.Load(); err != nil {
-		return err
-	}
-	h.background(h.directory.Watch)
+	h.metrics = admin.NewMetrics()
+	h.agents = newFleet(h)
+	h.pipeline = pipeline.New(h.pipelineOptions())
 	return nil
 }
 
 func (h *Host) launchAgents(ctx context.Context) error {
-	h.metrics = admin.NewMetrics()
-	h.agents = newFleet(h)
-	h.pipeline = pipeline.New(h.pipelineOptions())
 	h.onStop(h.agents.close)
-	members, err := h.agents.launch(ctx)
-	if err != nil {
+	if err := h.quiesceFormer(ctx); err != nil {
 		return err
 	}
-	plan, err := pipeline.NewPlan(members)
-	if err != nil {
-		return err
-	}
-	h.pipeline.SetPlan(plan)
-	for _, m := range members {
-		h.queue.Wake(m.Caller.Name()) // what waited for it when the host ended
-	}
-	h.background(h.agents.runSchedules)
-	return nil
+	return h.agents.launch(ctx)
 }
 
 func (h *Host) pipelineOptions() pipeline.Options {
@@ -207,71 +224,33 @@ func (h *Host) pipelineOptions() pipeline.Options {
 	}
 }
 
-func (h *Host) openDelivery(context.Context) (err error) {
-	h.delivery, err = delivery.New(delivery.Options{Config: h.Config, Logger: h.Logger.Named("delivery")})
+func (h *Host) openDelivery(context.Context) error {
+	d, err := delivery.New(delivery.Options{Config: h.Config, Logger: h.Logger.Named("delivery")})
 	if err != nil {
 		return err
 	}
-	h.onStop(func(context.Context) { h.delivery.Close() })
-	return nil
-}
-
-func (h *Host) startTransport(context.Context) error {
-	h.categorizer = categorizer.New(categorizer.Options{
-		Pipeline: h.pipeline, Config: h.Config, Tables: h.directory.Tables(), Ledger: h.counted(), Logger: h.Logger.Named("categorizer"),
-	})
-	h.transport = &transport{
-		config: h.Config, queue: h.queue, delivery: h.delivery, pipeline: h.pipeline,
-		ledger: h.counted(), log: h.Logger.Named("transport"), now: time.Now, categorizer: h.categorizer,
-		away: h.agents.away,
-	}
-	h.onStop(h.transport.start())
-	h.background(h.transport.sweep)
+	h.routes.Store(&routes{config: h.Config, categorizer: h.newCategorizer(h.Config), delivery: d})
+	h.onStop(func(context.Context) { h.routes.Load().delivery.Close() })
 	return nil
 }
 
 // counted is the ledger with the metrics listening.
-func (h *Host) counted() tracking.Ledger { return h.metrics.Ledger(h.ledger) }
+func (h *Host) counted() tracking.Ledger { return h.metrics.Ledger(&h.front) }
 
-func (h *Host) serveAdmin(context.Context) error {
-	server, err := admin.Serve(admin.SocketPath(h.Config.Host.DataDir), h.adminDeps())
-	if err != nil {
-		return err
-	}
-	h.closing("control socket", server.Close)
-	if h.Config.Metrics.Listen == "" {
-		return nil
-	}
-	listener, err := net.Listen("tcp", h.Config.Metrics.Listen)
-	if err != nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	metrics := &http.Server{Handler: h.metrics.Handler(), ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = metrics.Serve(listener) }()
-	h.closing("metrics", metrics.Close)
-	return nil
-}
-
+// listen opens the addresses of the receive connectors. Nothing is taken from them yet.
 func (h *Host) listen(context.Context) error {
-	certificates, err := connector.LoadCertificates(h.Config, h.Logger.Named("tls"))
+	if h.connectors.Load() != nil {
+		return nil // it was done early
+	}
+	shared, err := h.newCommon(h.Config)
 	if err != nil {
 		return err
 	}
-	h.background(certificates.Watch)
-	authenticate, err := h.authenticator()
-	if err != nil {
-		return err
-	}
-	deps := session.Deps{
-		Pipeline: h.pipeline, Store: h.queue, Ledger: h.counted(), Config: h.Config,
-		Authenticate: authenticate, Logger: h.Logger.Named("smtp"),
-	}
+	h.shared = shared
+	h.onStop(func(context.Context) { h.shared.close() })
 	var list []*connector.Connector
-	for i := range h.Config.ReceiveConnectors {
-		spec := h.Config.ReceiveConnectors[i]
-		c, err := connector.New(connector.Options{
-			Config: spec, Host: h.Config.Host, TLS: certificates.Config(spec.TLS), Session: deps, Logger: h.Logger.Named("smtp"),
-		})
+	for _, spec := range h.Config.ReceiveConnectors {
+		c, err := h.newConnector(h.Config, spec, shared, h.Sockets)
 		if err != nil {
 			return err
 		}
@@ -281,32 +260,37 @@ func (h *Host) listen(context.Context) error {
 		list = append(list, c)
 	}
 	h.connectors.Store(&list)
-	for _, c := range list {
-		go func() {
-			if err := c.Serve(); err != nil {
-				h.broken <- fmt.Errorf("receive connector: %w", err)
-			}
-		}()
-	}
-	h.onStop(func(ctx context.Context) {
-		for _, c := range list {
-			if err := c.Shutdown(ctx); err != nil {
-				h.Logger.Warn("sessions were cut off at the end of the grace period", "error", err)
-			}
-		}
-	})
 	return nil
 }
 
-// authenticator answers for AUTH; nil where nobody may authenticate.
-func (h *Host) authenticator() (func(user, password string) (bool, error), error) {
-	if h.Config.Users.File == "" {
-		return nil, nil
+// accept takes mail.
+func (h *Host) accept(context.Context) error {
+	for _, address := range h.Sockets.CloseUnused() {
+		h.Logger.Warn("a socket that was handed to this process is closed, since no connector listens there", "address", address)
 	}
-	file, err := users.Open(h.Config.Users.File, h.Logger.Named("users"))
-	if err != nil {
-		return nil, err
+	for _, c := range *h.connectors.Load() {
+		h.take(c)
 	}
-	h.background(file.Watch)
-	return file.Authenticate, nil
+	return nil
+}
+
+// receivers are the receive connectors; none before they listen.
+func (h *Host) receivers() []*connector.Connector {
+	if list := h.connectors.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// shutConnectors takes no more connections and ends the sessions, all connectors at once.
+func (h *Host) shutConnectors(ctx context.Context) {
+	var ending sync.WaitGroup
+	for _, c := range slices.Concat(h.receivers(), h.left()) {
+		ending.Go(func() {
+			if err := c.Shutdown(ctx); err != nil {
+				h.Logger.Warn("sessions were cut off at the end of the grace period", "error", err)
+			}
+		})
+	}
+	ending.Wait()
 }

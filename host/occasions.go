@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/posternmail/postern/host/internal/agent"
-	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -32,21 +30,19 @@ func (f *fleet) runSchedules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			for i := range f.host.Config.Agents {
-				f.runSchedule(ctx, &f.host.Config.Agents[i], now)
+			for _, m := range f.all() {
+				f.runSchedule(ctx, m, now)
 			}
 		}
 	}
 }
 
-func (f *fleet) runSchedule(ctx context.Context, spec *config.Agent, now time.Time) {
-	f.mu.Lock()
-	a := f.running[spec.Name]
-	f.mu.Unlock()
-	if a == nil || !a.Ready() {
+func (f *fleet) runSchedule(ctx context.Context, m *member, now time.Time) {
+	spec := &m.spec
+	if m.line == nil || !m.line.Agent().Ready() {
 		return
 	}
-	sub := subscription(a, agentpb.EventKind_EVENT_KIND_SCHEDULE)
+	sub := subscription(m.line, agentpb.EventKind_EVENT_KIND_SCHEDULE)
 	if sub == nil {
 		return
 	}
@@ -58,7 +54,7 @@ func (f *fleet) runSchedule(ctx context.Context, spec *config.Agent, now time.Ti
 	if now.Sub(last) < every {
 		return
 	}
-	if err := f.raiseSchedule(ctx, a, spec, sub, last); err != nil {
+	if err := f.raiseSchedule(ctx, m, sub, last); err != nil {
 		f.host.Logger.Error("schedule goes on at its next turn", "agent", spec.Name, "error", err)
 	}
 	f.host.tables.Apply([]tables.Write{{Table: scheduleTable, Key: spec.Name, Op: tables.Put,
@@ -78,7 +74,8 @@ func (f *fleet) lastRun(label string) time.Time {
 }
 
 // raiseSchedule shows the agent the rows of its tables, a page an event.
-func (f *fleet) raiseSchedule(ctx context.Context, a *agent.Agent, spec *config.Agent, sub *agentpb.Subscription, last time.Time) error {
+func (f *fleet) raiseSchedule(ctx context.Context, m *member, sub *agentpb.Subscription, last time.Time) error {
+	spec := &m.spec
 	rows := f.rows(spec.Name, sub)
 	id := "schedule " + spec.Name + " " + strconv.FormatInt(time.Now().UnixMilli(), 36)
 	for page := 0; page == 0 || page*schedulePage < len(rows); page++ {
@@ -87,7 +84,7 @@ func (f *fleet) raiseSchedule(ctx context.Context, a *agent.Agent, spec *config.
 		if !last.IsZero() {
 			args.LastUnixNanos = last.UnixNano()
 		}
-		err := f.raise(ctx, a, spec, &pipeline.Event{
+		err := f.raise(ctx, m, &pipeline.Event{
 			Kind: agentpb.EventKind_EVENT_KIND_SCHEDULE, ID: fmt.Sprintf("%s %d", id, page),
 			Arguments: &agentpb.Arguments{Event: &agentpb.Arguments_Schedule{Schedule: args}},
 		}, nil)
@@ -113,8 +110,8 @@ func (f *fleet) rows(label string, sub *agentpb.Subscription) (out []*agentpb.Ro
 }
 
 // raise asks one agent alone, and queues the messages it spawns. parent is the item concerned, if any.
-func (f *fleet) raise(ctx context.Context, a *agent.Agent, spec *config.Agent, ev *pipeline.Event, parent *queue.Item) error {
-	plan, err := pipeline.NewPlan([]pipeline.Member{{Caller: f.host.metrics.Caller(a), Spec: spec}})
+func (f *fleet) raise(ctx context.Context, m *member, ev *pipeline.Event, parent *queue.Item) error {
+	plan, err := pipeline.NewPlan([]pipeline.Member{{Caller: f.host.metrics.Caller(m.line), Spec: &m.spec}})
 	if err != nil {
 		return err
 	}
@@ -128,21 +125,21 @@ func (f *fleet) raise(ctx context.Context, a *agent.Agent, spec *config.Agent, e
 	defer conv.Close(ctx)
 	out := conv.Raise(ctx, ev)
 	if out.WaitFor != "" || out.Decision != pipeline.Continue {
-		return fmt.Errorf("%s answered %s %s", spec.Name, out.Decision, out.Reason)
+		return fmt.Errorf("%s answered %s %s", m.spec.Name, out.Decision, out.Reason)
 	}
 	var items []*queue.Item
 	for _, s := range out.Spawns {
-		if item := f.host.categorizer.Spawned(parent, s); item != nil {
+		if item := f.host.routes.Load().categorizer.Spawned(parent, s); item != nil {
 			items = append(items, item)
 		}
 	}
 	if len(items) == 0 {
 		return nil
 	}
-	return f.host.queue.Commit(items...)
+	return f.host.front.Commit(items...)
 }
 
-func subscription(a *agent.Agent, kind agentpb.EventKind) *agentpb.Subscription {
+func subscription(a pipeline.Caller, kind agentpb.EventKind) *agentpb.Subscription {
 	for _, s := range a.Subscriptions() {
 		if s.Event == kind {
 			return s
@@ -174,22 +171,18 @@ func (r releasing) Release(id string) error {
 
 // released raises OnReleased at every agent that asks for it. The message goes on whatever they answer.
 func (f *fleet) released(ctx context.Context, item *queue.Item) {
-	for i := range f.host.Config.Agents {
-		spec := &f.host.Config.Agents[i]
-		f.mu.Lock()
-		a := f.running[spec.Name]
-		f.mu.Unlock()
-		if a == nil || subscription(a, agentpb.EventKind_EVENT_KIND_RELEASED) == nil {
+	for _, m := range f.all() {
+		if m.line == nil || subscription(m.line, agentpb.EventKind_EVENT_KIND_RELEASED) == nil {
 			continue
 		}
-		err := f.raise(ctx, a, spec, &pipeline.Event{
+		err := f.raise(ctx, m, &pipeline.Event{
 			Kind: agentpb.EventKind_EVENT_KIND_RELEASED, ID: item.ID + " OnReleased", Mail: item.Mail,
 			Arguments: &agentpb.Arguments{Event: &agentpb.Arguments_Released{Released: &agentpb.ReleasedArguments{
 				Agent: item.Agent, Reason: item.Reason, By: "operator", Verdict: "wanted",
 			}}},
 		}, item)
 		if err != nil {
-			f.host.Logger.Warn("agent did not learn of a release", "agent", spec.Name, "item", item.ID, "error", err)
+			f.host.Logger.Warn("agent did not learn of a release", "agent", m.spec.Name, "item", item.ID, "error", err)
 		}
 	}
 }

@@ -7,12 +7,12 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/host/internal/categorizer"
-	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/delivery"
 	"github.com/posternmail/postern/host/internal/dsn"
 	"github.com/posternmail/postern/host/internal/envelope"
@@ -25,15 +25,13 @@ import (
 // transport is the path of a message right of the 250 line. It may only deliver, wait, quarantine, drop or
 // report. Whatever ends it, the item is in the queue as it was before, and is worked on again.
 type transport struct {
-	config      *config.Config
-	queue       *queue.Queue
-	categorizer *categorizer.Categorizer
-	delivery    *delivery.Delivery
-	pipeline    *pipeline.Pipeline
-	ledger      tracking.Ledger
-	log         hclog.Logger
-	now         func() time.Time
-	away        func(agent string) bool // whether a configured agent does not run now; nil: never
+	routes   *atomic.Pointer[routes] // exchanged by reloads
+	queue    *queue.Queue
+	pipeline *pipeline.Pipeline
+	ledger   tracking.Ledger
+	log      hclog.Logger
+	now      func() time.Time
+	away     func(agent string) bool // whether a configured agent does not run now; nil: never
 
 	working sync.WaitGroup
 }
@@ -110,10 +108,11 @@ func (t *transport) process(taking, delivering context.Context, item *queue.Item
 	if item.Expires.Before(t.now()) {
 		return t.expire(item)
 	}
-	if item.Routed && t.delivery.Knows(item) {
+	way := t.routes.Load()
+	if item.Routed && way.delivery.Knows(item) {
 		return t.deliver(delivering, item)
 	}
-	result, err := t.categorizer.Process(taking, item)
+	result, err := way.categorizer.Process(taking, item)
 	switch {
 	case err != nil:
 		return fmt.Errorf("categorizing: %w", err)
@@ -133,7 +132,7 @@ func straight(r categorizer.Result) bool {
 
 // deliver makes one attempt and records what has become of each recipient, with the notifications owed.
 func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
-	results := t.delivery.Deliver(ctx, item)
+	results := t.routes.Load().delivery.Deliver(ctx, item)
 	if ctx.Err() != nil && !anyFinal(results) {
 		t.queue.Return(item) // the host ends; nothing has happened
 		return nil
@@ -250,7 +249,8 @@ func pending(item *queue.Item) (out []*envelope.Recipient) {
 
 // reports composes the notifications owed after an attempt and marks the recipients they are about.
 func (t *transport) reports(item *queue.Item, now time.Time) (out []*queue.Item) {
-	late := now.Sub(item.Received) >= t.config.Queue.DelayNotice
+	way := t.routes.Load()
+	late := now.Sub(item.Received) >= way.config.Queue.DelayNotice
 	groups := map[dsn.Kind][]*envelope.Recipient{}
 	for _, r := range item.Mail.Recipients {
 		if kind := news(r, late); kind != "" {
@@ -262,11 +262,11 @@ func (t *transport) reports(item *queue.Item, now time.Time) (out []*queue.Item)
 			continue
 		}
 		var report *queue.Item
-		if t.categorizer.ReportsTo(item.Mail.Sender.Address.Domain, kind) {
+		if way.categorizer.ReportsTo(item.Mail.Sender.Address.Domain, kind) {
 			report = dsn.Compose(dsn.Request{
 				Item: item, Kind: kind, Recipients: groups[kind], Ordinal: i,
-				Host: t.config.Host.Name, Postmaster: t.config.Host.Postmaster,
-				Now: now, RetryUntil: item.Expires, Expires: now.Add(t.config.Queue.ExpireAfter),
+				Host: way.config.Host.Name, Postmaster: way.config.Host.Postmaster,
+				Now: now, RetryUntil: item.Expires, Expires: now.Add(way.config.Queue.ExpireAfter),
 			})
 		}
 		for _, r := range groups[kind] {

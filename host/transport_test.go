@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -140,9 +141,11 @@ func newRight(t *testing.T, a *scripted, change func(*config.Config)) *right {
 		t.Fatal(err)
 	}
 	l := &records{}
+	ways := new(atomic.Pointer[routes])
+	ways.Store(&routes{config: c, delivery: out,
+		categorizer: categorizer.New(categorizer.Options{Pipeline: p, Config: c, Tables: d.Tables(), Ledger: l, Logger: hclog.NewNullLogger()})})
 	r := &right{t: t, ledger: l, drop: drop, transport: &transport{
-		config: c, queue: q, delivery: out, pipeline: p, ledger: l, log: hclog.NewNullLogger(), now: time.Now,
-		categorizer: categorizer.New(categorizer.Options{Pipeline: p, Config: c, Tables: d.Tables(), Ledger: l, Logger: hclog.NewNullLogger()}),
+		routes: ways, queue: q, pipeline: p, ledger: l, log: hclog.NewNullLogger(), now: time.Now,
 	}}
 	stop := r.start()
 	r.stop = sync.OnceFunc(func() {
@@ -254,13 +257,13 @@ func TestQuarantineCountsFromItsBeginning(t *testing.T) {
 	r := newRight(t, nil, nil)
 	item := r.message("b@ours.test")
 	item.State, item.Received = queue.Quarantined, time.Now().Add(-47*time.Hour) // it waited long for an agent
-	item.Expires = time.Now().Add(r.config.Quarantine.ExpireAfter)
+	item.Expires = time.Now().Add(r.routes.Load().config.Quarantine.ExpireAfter)
 	r.commit(item)
 	r.sweepOnce(time.Now())
 	if !r.in(queue.Quarantined)() {
 		t.Fatal("it is gone at once")
 	}
-	r.sweepOnce(time.Now().Add(r.config.Quarantine.ExpireAfter + time.Minute))
+	r.sweepOnce(time.Now().Add(r.routes.Load().config.Quarantine.ExpireAfter + time.Minute))
 	if drops := r.ledger.of(tracking.Drop); !r.empty() || len(drops) != 1 {
 		t.Errorf("at the end of its time: %+v, ledger %+v", r.queue.Entries(nil), drops)
 	}

@@ -13,9 +13,10 @@ import (
 )
 
 func agentCommand(a *app) *command {
-	return &command{name: "agent", short: "Look at the agents, restart one, make a new one.", subs: []*command{
-		agentListCommand(a), agentShowCommand(a), agentRestartCommand(a), agentNewCommand(a), agentRunCommand(a),
-	}}
+	return &command{name: "agent", short: "Look at the agents, replace one, make a new one.", subs: slices.Concat(
+		[]*command{agentListCommand(a), agentShowCommand(a), agentRestartCommand(a)}, agentOrderCommands(a),
+		[]*command{agentNewCommand(a), agentRunCommand(a)},
+	)}
 }
 
 func agentListCommand(a *app) *command {
@@ -35,8 +36,21 @@ func agentListCommand(a *app) *command {
 				t.row(append([]string{fmt.Sprint(agents[i].Priority), row[0], row[1], orDash(agents[i].Category)}, row[2:]...)...)
 			}
 			a.list(t, "no agents are configured")
+			a.printDrift(agents)
 			return nil
 		},
+	}
+}
+
+// printDrift says what was ordered and is not in the configuration, and what is being tried.
+func (a *app) printDrift(agents []admin.Agent) {
+	for _, one := range agents {
+		if one.Drift != "" {
+			a.printf("\n%s  %s %s\n", a.paint(red, "DRIFT"), printable(one.Name), printable(one.Drift))
+		}
+		if one.Candidate != "" {
+			a.printf("\nTRIAL  %s %s\n", printable(one.Name), printable(one.Candidate))
+		}
 	}
 }
 
@@ -67,6 +81,12 @@ func (a *app) printAgent(one *admin.Agent) {
 	facts.row("category", orDash(one.Category))
 	facts.row("priority", fmt.Sprint(one.Priority))
 	facts.row("command", orDash(strings.Join(one.Command, " ")))
+	if one.Drift != "" {
+		facts.row("drift", one.Drift)
+	}
+	if one.Candidate != "" {
+		facts.row("trial", one.Candidate)
+	}
 	facts.row("breaches", strings.TrimSpace(fmt.Sprint(one.Breaches)+" "+inBrackets(strings.Join(one.Faults, ", "))))
 	facts.row("dead letters", fmt.Sprint(one.Dead))
 	facts.row("failed at", orDash(counts(one.Failures)))

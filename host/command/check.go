@@ -24,7 +24,7 @@ func checkCommand(a *app) *command {
 					return err
 				}
 			}
-			return a.printFindings(c, found, reviewed)
+			return a.printFindings(c, found, reviewed, a.drifted(c))
 		},
 	}
 }

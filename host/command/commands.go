@@ -9,7 +9,7 @@ func commands(a *app) *command {
 	return &command{
 		name: "postern", short: "The edge mail transport: one binary for the host and for everything one does to it.",
 		subs: []*command{
-			serveCommand(a), checkCommand(a), configCommand(a), statusCommand(a), agentCommand(a), pipelineCommand(a), queueCommand(a),
+			serveCommand(a), reloadCommand(a), restartCommand(a), drainCommand(a), checkCommand(a), configCommand(a), statusCommand(a), agentCommand(a), pipelineCommand(a), queueCommand(a),
 			trackCommand(a), whyCommand(a), replayCommand(a), verifyCommand(a), quarantineCommand(a), tableCommand(a), userCommand(a),
 			versionCommand(a),
 		},

@@ -17,6 +17,11 @@ import (
 
 // loadWithAgents reads the configuration and has every agent check its own block, in short-lived processes.
 func (a *app) loadWithAgents(ctx context.Context) (*config.Config, *config.Diagnostics, error) {
+	return a.load(ctx, config.Options{})
+}
+
+// load is loadWithAgents with other options of config.Load than those that ask the agents. It implements host.Loader.
+func (a *app) load(ctx context.Context, o config.Options) (*config.Config, *config.Diagnostics, error) {
 	dir, err := os.MkdirTemp("", "postern-")
 	if err != nil {
 		return nil, nil, fmt.Errorf("folder of the agents: %w", err)
@@ -26,16 +31,15 @@ func (a *app) loadWithAgents(ctx context.Context) (*config.Config, *config.Diagn
 	asked := func(spec config.Agent) agent.Options {
 		return agent.Options{Spec: spec, Host: facts, RunDir: dir, Logger: a.logger("agent")}
 	}
-	c, found := config.Load(a.config, config.Options{
-		Known: func(c *config.Config) { facts = host.HostFacts(c, a.version) },
-		Describe: func(ctx context.Context, spec config.Agent) (*agentpb.DescribeResponse, error) {
-			return agent.Describe(ctx, asked(spec))
-		},
-		Validate: func(ctx context.Context, spec config.Agent, block []byte) ([]*agentpb.Diagnostic, error) {
-			return agent.Validate(ctx, asked(spec), block)
-		},
-		Context: ctx,
-	})
+	o.Context = ctx
+	o.Known = func(c *config.Config) { facts = host.HostFacts(c, a.version) }
+	o.Describe = func(ctx context.Context, spec config.Agent) (*agentpb.DescribeResponse, error) {
+		return agent.Describe(ctx, asked(spec))
+	}
+	o.Validate = func(ctx context.Context, spec config.Agent, block []byte) ([]*agentpb.Diagnostic, error) {
+		return agent.Validate(ctx, asked(spec), block)
+	}
+	c, found := config.Load(a.config, o)
 	return c, found, nil
 }
 

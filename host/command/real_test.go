@@ -371,7 +371,7 @@ func TestHangupAndABrokenConfiguration(t *testing.T) {
 	}
 	r := h.run("status")
 	if r.exit != 0 || !strings.Contains(r.stdout, "edge.example.org") || !strings.Contains(r.stderr, "1 error (see postern check)") ||
-		!strings.Contains(r.stdout, "config.hcl was changed after the start") {
+		!strings.Contains(r.stdout, "config.hcl was changed after it was read: postern reload applies it") {
 		t.Errorf("%+v", r)
 	}
 	h.want([]string{"track", "--limit", "1"})

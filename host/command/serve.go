@@ -3,11 +3,11 @@ package command
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,63 +19,71 @@ import (
 func serveCommand(a *app) *command {
 	return &command{
 		name: "serve", short: "Run the host until it is told to stop (SIGTERM, Ctrl-C).", file: true,
-		long: "The configuration is read once, at the start. Certificates and the files of users, directories and lists are read\n" +
+		long: "The configuration is read at the start, and again by postern reload and SIGHUP. Certificates and the files of users, directories and lists are read\n" +
 			"again when they change. The log goes to standard error.",
 		run: func(ctx context.Context, _ []string) error {
-			c, found, err := a.loadWithAgents(ctx)
+			heir, sockets, err := inherit(ctx)
 			if err != nil {
 				return err
 			}
-			found.Print(a.stderr, a.width, a.color && a.terminal)
-			if found.Errors() {
-				count, _ := found.Count()
-				return fmt.Errorf("%s: %s, the host was not started", a.config, plural(count, "error"))
+			err = a.loadAndServe(ctx, host.Options{Heir: heir, Sockets: sockets, Command: ownCommand()})
+			if err != nil && heir != nil {
+				heir.Fail(err)
 			}
-			return a.serve(ctx, c)
+			return err
 		},
 	}
 }
 
-func (a *app) serve(ctx context.Context, c *config.Config) error {
+func (a *app) loadAndServe(ctx context.Context, o host.Options) error {
+	c, found, err := a.load(ctx, config.Options{Override: host.Overrides()})
+	if err != nil {
+		return err
+	}
+	found.Print(a.stderr, a.width, a.color && a.terminal)
+	if found.Errors() {
+		count, _ := found.Count()
+		err := fmt.Errorf("%s: %s, the host was not started", a.config, plural(count, "error"))
+		if o.Heir != nil {
+			err = fmt.Errorf("%w\n%s", err, described(found)) // for the one who has ordered the restart
+		}
+		return err
+	}
+	o.Config, o.Path, o.Version, o.Load = c, a.config, a.version, a.load
+	return a.serve(ctx, o)
+}
+
+func (a *app) serve(ctx context.Context, o host.Options) error {
+	c := o.Config
 	logger := hclog.New(&hclog.LoggerOptions{
 		Name: "postern", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: a.stderr, TimeFormat: "2006-01-02T15:04:05.000Z0700",
 	})
-	ctx, quit := a.onHangup(ctx, logger)
-	defer quit()
-	h, err := host.Start(ctx, host.Options{Config: c, Path: a.config, Version: a.version, Logger: logger})
+	if a.terminal { // which has gone
+		var quit func()
+		ctx, quit = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer quit()
+	}
+	o.Logger = logger
+	h, err := host.Start(ctx, o)
 	if err != nil {
 		return err
+	}
+	if !a.terminal {
+		defer onHangup(ctx, h, logger)()
 	}
 	defer func() {
 		h.Stop()
 		logger.Info("host has stopped")
 	}()
+	defer onUser2(ctx, h, logger)()
 	a.printListening(c)
 	err = h.Wait(ctx)
-	logger.Info("host is stopping", "why", cmp.Or(err, context.Cause(ctx)), "grace", c.Host.ShutdownGrace.String())
+	logger.Info("host is stopping", "why", cmp.Or(err, context.Cause(ctx), errReplaced), "grace", c.Host.ShutdownGrace.String())
 	return err
 }
 
-// onHangup decides what SIGHUP means: the end, when it is the terminal that has gone. An operator who sends it wants the
-// configuration read again, which takes a restart, and must not be left without a host.
-func (a *app) onHangup(ctx context.Context, logger hclog.Logger) (context.Context, func()) {
-	if a.terminal {
-		return signal.NotifyContext(ctx, syscall.SIGHUP)
-	}
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	var listening sync.WaitGroup
-	listening.Go(func() {
-		for range hangups {
-			logger.Warn("SIGHUP: the configuration is read at the start only; restart the host to apply it")
-		}
-	})
-	return ctx, func() {
-		signal.Stop(hangups)
-		close(hangups)
-		listening.Wait()
-	}
-}
+// errReplaced is why a host ends that nobody has told to.
+var errReplaced = errors.New("another process has taken over, and its own sessions are over")
 
 // printListening tells a person at a terminal what runs now and what to try.
 func (a *app) printListening(c *config.Config) {

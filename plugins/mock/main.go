@@ -21,12 +21,15 @@ func main() {
 	}, New)
 }
 
-// version lets a test start two versions of one binary.
+// release is set by tests that build several versions (-ldflags "-X main.release=1.1.0").
+var release = "1.0.0"
+
+// version lets a test start two versions of one binary, too.
 func version() string {
 	if v := os.Getenv("MOCK_VERSION"); v != "" {
 		return v
 	}
-	return "1.0.0"
+	return release
 }
 
 // startBadly does what an agent can do wrong before anybody has asked it anything.

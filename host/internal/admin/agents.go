@@ -27,6 +27,8 @@ type Process interface {
 type Running struct {
 	Spec    config.Agent
 	Process Process // nil: disabled, or it could not be started
+
+	Candidate string // "canary 1.1.0, 10 % of the sessions"; "": none
 }
 
 // Agents makes an AgentControl of what list answers at the moment.
@@ -63,6 +65,7 @@ func describe(r Running) Agent {
 	a := Agent{
 		Name: r.Spec.Name, Plugin: r.Spec.Plugin, Priority: r.Spec.Priority, Enabled: r.Spec.Enabled,
 		Command: r.Spec.Command, State: "disabled", Instances: []Instance{}, Events: []Event{},
+		Drift: r.Spec.Drift, Candidate: r.Candidate,
 	}
 	if r.Spec.Attach != "" {
 		a.Command = []string{"attach", r.Spec.Attach}

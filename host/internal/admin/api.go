@@ -87,11 +87,13 @@ type Agent struct {
 	Dead      uint64            `json:"dead_letters"` // answers that came late or twice
 	Breaches  uint64            `json:"breaches"`     // answers against the protocol
 	Faults    []string          `json:"breach_reasons,omitempty"`
-	Counters  map[string]uint64 `json:"counters,omitempty"` // that the agent keeps itself
-	Failures  map[string]uint64 `json:"failures,omitempty"` // events that it failed at, by what became of them: skipped, defer...
-	Breakers  []Breaker         `json:"breakers,omitempty"` // that are open
-	Queued    int               `json:"queued,omitempty"`   // events that wait for a place
-	Leaked    int               `json:"leaked,omitempty"`   // places that nobody gives back: a mistake in the host
+	Counters  map[string]uint64 `json:"counters,omitempty"`  // that the agent keeps itself
+	Drift     string            `json:"drift,omitempty"`     // how it differs from the configuration, by an order
+	Candidate string            `json:"candidate,omitempty"` // a generation that is being tried beside it
+	Failures  map[string]uint64 `json:"failures,omitempty"`  // events that it failed at, by what became of them: skipped, defer...
+	Breakers  []Breaker         `json:"breakers,omitempty"`  // that are open
+	Queued    int               `json:"queued,omitempty"`    // events that wait for a place
+	Leaked    int               `json:"leaked,omitempty"`    // places that nobody gives back: a mistake in the host
 }
 
 // Breaker of one kind of event that the agent failed at again and again: such events are kept from it.
@@ -273,4 +275,6 @@ type VerifyStep struct {
 type Problem struct {
 	Error string `json:"error"`
 	Hint  string `json:"hint,omitempty"` // what to do about it
+
+	Findings string `json:"findings,omitempty"` // in the configuration, with their source lines
 }

@@ -62,6 +62,7 @@ type Deps struct {
 	Info       Info
 	Queue      QueueControl
 	Agents     AgentControl
+	Operator   OperatorControl
 	Pipeline   func() []pipeline.EventPlan
 	Tables     tables.Store
 	Ledger     LedgerControl
@@ -71,7 +72,18 @@ type Deps struct {
 	Postmaster string                            // sender of a verification
 	LookupMX   func(ctx context.Context, domain string) ([]*net.MX, error)
 	Metrics    *Metrics
+	Process    ProcessControl
 	Logger     hclog.Logger
+}
+
+// ProcessControl is the process of the host as the control socket drives it.
+type ProcessControl interface {
+	// Restart replaces the process by a new one; see Restarted.
+	Restart(ctx context.Context) (Restarted, error)
+	// Drain takes no more connections, and answers with the number of sessions that are still open.
+	Drain(ctx context.Context) (Drained, error)
+	// Adopt picks up what hosts that were replaced have accepted since.
+	Adopt()
 }
 
 // maxSocketPath is what fits into sun_path with its final NUL, see unix(7).
@@ -106,6 +118,14 @@ func Serve(path string, d Deps) (*Server, error) {
 	}
 	go func() { s.done <- s.http.Serve(listener) }()
 	return s, nil
+}
+
+// Retire removes the socket and takes no more requests. Those under way go on, until Close.
+func (s *Server) Retire() error {
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = s.http.Shutdown(over) // closes the listener, and does not wait
+	return nil
 }
 
 // Close ends the server and removes the socket. Requests under way are cut off after a second.
@@ -155,6 +175,9 @@ func handler(d Deps) http.Handler {
 	route("GET /v1/agents", a.agents)
 	route("GET /v1/agents/{name}", a.agent)
 	route("POST /v1/agents/{name}/restart", a.restartAgent)
+	route("POST /v1/agents/{name}/order", a.orderAgent)
+	route("GET /v1/agents/{name}/compare", a.compareAgent)
+	route("POST /v1/reload", a.reload)
 	route("GET /v1/queue", a.queue)
 	route("GET /v1/queue/{id}", a.item)
 	route("POST /v1/queue/retry", a.retry)
@@ -170,6 +193,9 @@ func handler(d Deps) http.Handler {
 	route("POST /v1/tables/{table}", a.putRows)
 	route("GET /v1/tables/{table}/row", a.row)
 	route("DELETE /v1/tables/{table}/row", a.deleteRow)
+	route("POST /v1/restart", a.restart)
+	route("POST /v1/drain", a.drain)
+	route("POST /v1/incoming/adopt", a.adopt)
 	route("GET /v1/track", a.track)
 	route("GET /v1/why/{id}", a.why)
 	mux.HandleFunc("GET /v1/queue/{id}/raw", a.raw)

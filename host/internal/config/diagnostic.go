@@ -69,6 +69,11 @@ func (d *Diagnostics) count(severity Severity) int {
 	return n
 }
 
+// Warn adds a finding that belongs to no place.
+func (d *Diagnostics) Warn(summary string) {
+	d.list = append(d.list, Diagnostic{Severity: SeverityWarning, Summary: summary})
+}
+
 // Err is the errors on a line each, for callers that want an error; nil without.
 func (d *Diagnostics) Err() error {
 	if !d.Errors() {

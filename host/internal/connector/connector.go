@@ -132,6 +132,9 @@ func (c *Connector) open(address string) (net.Listener, error) {
 	return c.o.Sockets.Listen(address)
 }
 
+// Config is its block.
+func (c *Connector) Config() config.ReceiveConnector { return c.o.Config }
+
 // Addrs are the addresses it listens at.
 func (c *Connector) Addrs() []net.Addr {
 	var addrs []net.Addr

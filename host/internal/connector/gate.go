@@ -145,7 +145,7 @@ func (in *incoming) greet() bool {
 		TLS: c.startTLS(), Inactivity: c.o.Config.Limits.InactivityTimeout, Timeout: c.o.Config.Limits.Timeout,
 		MaxDrain: maxDrain(c.o.Config.Limits.MaxMessageSize), Logger: c.o.Logger, Released: in.over,
 	})
-	s := session.New(&c.deps, w, session.Start{
+	s := session.New(c.deps.Load(), w, session.Start{
 		Connector: &c.o.Config, Client: in.client, Peer: in.peer, Local: in.local,
 		Admit: func() bool { return c.limits.admit(in.client.Addr()) }, Accepted: func() { c.accepted.Add(1) },
 	})

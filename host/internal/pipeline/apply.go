@@ -154,7 +154,7 @@ func (r *run) verdict(q *question, v *agentpb.Verdict, step int) {
 	switch v.GetKind() {
 	case agentpb.VerdictKind_VERDICT_KIND_CONTINUE:
 	case agentpb.VerdictKind_VERDICT_KIND_TARPIT:
-		r.out.Tarpit = max(r.out.Tarpit, min(milliseconds(v.GetDelayMillis()), r.rule.group.budget(r.conv.pipeline.options.Host.EventBudget)))
+		r.out.Tarpit = max(r.out.Tarpit, min(milliseconds(v.GetDelayMillis()), r.rule.group.budget(r.conv.pipeline.budget())))
 	case agentpb.VerdictKind_VERDICT_KIND_DONE:
 		r.mark(q, v, q.done, q.name)
 	case agentpb.VerdictKind_VERDICT_KIND_BYPASS:

@@ -29,9 +29,16 @@ type Options struct {
 
 // Pipeline dispatches events to the agents of the newest plan. Safe for concurrent use.
 type Pipeline struct {
-	options Options
-	plan    atomic.Pointer[Plan]
-	queues  sync.Map // agent name -> *factQueue
+	options  Options
+	settings atomic.Pointer[settings]
+	plan     atomic.Pointer[Plan]
+	queues   sync.Map // agent name -> *factQueue
+}
+
+// settings are the options that may change while events are under way.
+type settings struct {
+	host     config.Host
+	accepted []config.AcceptedDomain
 }
 
 // New makes a pipeline with an empty plan: every event continues.
@@ -44,9 +51,17 @@ func New(o Options) *Pipeline {
 		o.TempFile = func() (*os.File, error) { return unnamedFile(dir) }
 	}
 	p := &Pipeline{options: o}
+	p.SetConfig(o.Host, o.Accepted)
 	p.plan.Store(&Plan{})
 	return p
 }
+
+// SetConfig replaces the budgets and the accepted domains, for the events from now on.
+func (p *Pipeline) SetConfig(host config.Host, accepted []config.AcceptedDomain) {
+	p.settings.Store(&settings{host, accepted})
+}
+
+func (p *Pipeline) budget() config.EventBudget { return p.settings.Load().host.EventBudget }
 
 // SetPlan makes plan the one that new sessions and transactions get.
 func (p *Pipeline) SetPlan(plan *Plan) { p.plan.Store(plan) }
@@ -58,8 +73,19 @@ func (p *Pipeline) Plan() *Plan { return p.plan.Load() }
 // session s is read at every event, in the goroutine that raises it; nil where there is none (OnSchedule). The plan
 // stays the same until BeginMail.
 func (p *Pipeline) Open(s *envelope.Session, stamps envelope.Stamps) *Conversation {
-	return &Conversation{pipeline: p, plan: p.Plan(), session: s, stamps: stamps.Clone()}
+	return &Conversation{pipeline: p, plan: p.pin(), session: s, stamps: stamps.Clone()}
 }
+
+// pin is the newest plan, held until its unpin.
+func (p *Pipeline) pin() *Plan {
+	plan := p.Plan()
+	plan.pins.Add(1)
+	return plan
+}
+
+// Pinned reports whether a conversation goes on under the plan. A plan that was replaced may be pinned once more by
+// one that is being opened at that moment.
+func (p *Plan) Pinned() bool { return p.pins.Load() > 0 }
 
 // Conversation is the events of one session. Its methods are called from one goroutine.
 type Conversation struct {
@@ -81,7 +107,10 @@ func (c *Conversation) Subscribed(kind agentpb.EventKind) bool {
 
 // BeginMail takes the newest plan. Call it before OnMail.
 func (c *Conversation) BeginMail() {
-	c.plan = c.pipeline.Plan()
+	if newest := c.pipeline.Plan(); newest != c.plan {
+		c.plan.pins.Add(-1)
+		c.plan = c.pipeline.pin()
+	}
 	c.EndMail()
 }
 

@@ -58,7 +58,7 @@ func newRun(ctx context.Context, c *Conversation, ev *Event, o *Outcome) *run {
 	if ev.Mail != nil {
 		r.header = ev.Mail.Header
 	}
-	r.deadline = r.now.Add(r.rule.group.budget(c.pipeline.options.Host.EventBudget))
+	r.deadline = r.now.Add(r.rule.group.budget(c.pipeline.budget()))
 	if ev.ID == "" && c.pipeline.options.NewID != nil {
 		ev.ID = c.pipeline.options.NewID()
 	}

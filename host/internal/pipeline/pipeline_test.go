@@ -791,6 +791,7 @@ func TestBudget(t *testing.T) {
 	next.answer = func(context.Context, *shown) *agentpb.Answer { time.Sleep(2 * time.Second); return carryOn() }
 	g := newRig(t, slow, next, third)
 	g.options.Host.EventBudget.Message = 2 * time.Second
+	g.SetConfig(g.options.Host, nil)
 	o := g.raise(t, onData, mail("r0@here.example"))
 	if o.Decision != Defer || o.Agent != "third" || third.calls.Load() != 0 {
 		t.Errorf("outcome %+v", o.Verdict)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/posternmail/postern/host/internal/config"
@@ -19,6 +20,7 @@ type Member struct {
 // Plan says which agents are asked at each event, in which order and which of them at once. It never changes.
 type Plan struct {
 	events [kinds][]stage
+	pins   atomic.Int64 // conversations that go on under it
 }
 
 // stage is agents that are asked at once; one agent where they run one after another.

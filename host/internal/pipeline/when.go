@@ -56,8 +56,9 @@ func (p *Pipeline) accepts(m address.Mailbox) bool {
 		return true
 	}
 	domain := address.ASCIIDomain(m.Domain)
-	for i := range p.options.Accepted {
-		name := address.ASCIIDomain(p.options.Accepted[i].Name)
+	accepted := p.settings.Load().accepted
+	for i := range accepted {
+		name := address.ASCIIDomain(accepted[i].Name)
 		if below, ok := strings.CutPrefix(name, "*"); domain == name || ok && strings.HasSuffix(domain, below) {
 			return true
 		}

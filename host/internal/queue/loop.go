@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -58,7 +59,7 @@ const loadRetry = time.Minute
 // The schedule belongs to one goroutine, run. Everybody else sends it orders, which it carries out one after another.
 type Queue struct {
 	store  Store
-	config config.Queue
+	config atomic.Pointer[config.Queue]
 	log    hclog.Logger
 	clock  Clock
 
@@ -86,11 +87,12 @@ type handout struct {
 // New makes a queue of what store holds, and owns store from then on.
 func New(store Store, o Options) (*Queue, error) {
 	q := &Queue{
-		store: store, config: o.Config, log: o.Logger, clock: o.Clock,
+		store: store, log: o.Logger, clock: o.Clock,
 		orders: make(chan func(), 256), quit: make(chan struct{}),
 		schedule: newSchedule(cmp.Or(o.Config.MaxPerHop, defaultMaxPerHop),
 			cmp.Or(o.Config.MaxConnections, defaultMaxConnections), cmp.Or(o.MaxUnrouted, defaultMaxUnrouted)),
 	}
+	q.SetConfig(o.Config)
 	if q.log == nil {
 		q.log = hclog.NewNullLogger()
 	}
@@ -106,6 +108,9 @@ func New(store Store, o Options) (*Queue, error) {
 	q.stopped.Go(q.run)
 	return q, nil
 }
+
+// SetConfig replaces the times of the queue, for what is decided from now on. The limits of connections stay.
+func (q *Queue) SetConfig(c config.Queue) { q.config.Store(&c) }
 
 // Close ends the queue and its store. Items that are being worked on stay as they are in the store.
 func (q *Queue) Close() error {
@@ -258,7 +263,7 @@ func (q *Queue) complete(items []*Item) {
 			item.Next = now
 		}
 		if item.Expires.IsZero() {
-			item.Expires = item.Received.Add(q.config.ExpireAfter)
+			item.Expires = item.Received.Add(q.config.Load().ExpireAfter)
 		}
 	}
 }
@@ -414,12 +419,13 @@ func (q *Queue) Advance(id, hop string) (ok bool) {
 // NextAttempt is when item, of whose Attempts the last has failed just now, is to be tried again: a few times soon, a
 // few times less soon, then at the long interval, each 10 % more or less so that items do not march in step.
 func (q *Queue) NextAttempt(item *Item, now time.Time) time.Time {
-	interval := q.config.RetryInterval
+	c := q.config.Load()
+	interval := c.RetryInterval
 	switch {
-	case item.Attempts <= q.config.GlitchRetries:
-		interval = q.config.GlitchInterval
-	case item.Attempts <= q.config.GlitchRetries+q.config.TransientRetries:
-		interval = q.config.TransientRetry
+	case item.Attempts <= c.GlitchRetries:
+		interval = c.GlitchInterval
+	case item.Attempts <= c.GlitchRetries+c.TransientRetries:
+		interval = c.TransientRetry
 	}
 	return now.Add(time.Duration(float64(interval) * (0.9 + 0.2*rand.Float64())))
 }
@@ -579,7 +585,7 @@ func (q *Queue) Expire(id string) error {
 // long.
 func (q *Queue) restart(item *Item) {
 	now := q.clock.Now()
-	item.State, item.Next, item.Expires = Ready, now, now.Add(q.config.ExpireAfter)
+	item.State, item.Next, item.Expires = Ready, now, now.Add(q.config.Load().ExpireAfter)
 }
 
 func toSuspended(item *Item) error {

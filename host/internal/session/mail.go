@@ -65,6 +65,9 @@ func senderOf(path address.Mailbox, o *smtp.MailOptions) envelope.Sender {
 
 // beginMail begins the transaction and raises OnMail.
 func (s *Session) beginMail(sender envelope.Sender) wire.Answer {
+	if s.deps.Newest != nil {
+		s.deps = s.deps.Newest()
+	}
 	s.conv.BeginMail()
 	s.count++
 	s.tx = &transaction{s: s, mail: &envelope.Mail{ID: queue.MessageID(s.env.ID, s.count), Sender: sender}}

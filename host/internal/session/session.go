@@ -37,6 +37,8 @@ type Deps struct {
 	// Authenticate judges credentials. An error says that it could not. nil: nobody can authenticate.
 	Authenticate func(user, password string) (bool, error)
 	Logger       hclog.Logger
+	// Newest is what follows these from the next MAIL on; nil: they stay.
+	Newest func() *Deps
 	// Context ends when sessions must end at once; nil: never.
 	Context context.Context
 }

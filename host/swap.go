@@ -1,0 +1,470 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/posternmail/postern/host/internal/agent"
+	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/pipeline"
+	"github.com/posternmail/postern/sdk/agentpb"
+)
+
+// This file replaces agents under live mail. What can fail happens first, beside what runs: processes are started,
+// configured and probed. Then the plan and the lines are exchanged between two events, and what was replaced drains.
+
+// drainLimit is how long conversations may go on with the agents they began their mail with. What comes later goes
+// to the generation that followed.
+const drainLimit = 5 * time.Minute
+
+// leaveGrace is how long a generation that gets no more events may take for those it has.
+const leaveGrace = time.Minute
+
+// action is what a change does to one agent.
+type action string
+
+const (
+	actKeep      action = "keep"
+	actStart     action = "start"
+	actStop      action = "stop"
+	actReplace   action = "replace"   // a new generation beside the old one
+	actExchange  action = "exchange"  // the old one goes first: it owns something that only one can
+	actConfigure action = "configure" // the processes take it while they run
+	actTrial     action = "trial"     // a candidate beside it
+	actPlan      action = "plan"      // only the host's part of the block has changed
+)
+
+// step is a change on its way, for one agent.
+type step struct {
+	action action
+	name   string
+	was    *member // nil: it was not configured
+	spec   config.Agent
+	remove bool // it is not configured any more
+	facts  *agentpb.HostFacts
+	why    string // what differs
+
+	fresh      *agent.Agent // started for it
+	configured bool         // was.agent has taken the new configuration
+	vacated    bool         // was.agent has gone already
+}
+
+// steps compares what is to run with what runs. Without facts nothing was told of the host yet.
+func (f *fleet) steps(specs []config.Agent, facts *agentpb.HostFacts) (list []*step) {
+	known := map[string]bool{}
+	told := f.told()
+	for _, spec := range specs {
+		known[spec.Name] = true
+		s := &step{name: spec.Name, was: f.member(spec.Name), spec: spec, facts: facts}
+		s.action, s.why = s.compare(told)
+		list = append(list, s)
+	}
+	for _, m := range f.all() {
+		if !known[m.spec.Name] {
+			list = append(list, &step{action: actStop, name: m.spec.Name, was: m, facts: facts, remove: true, why: "it is not configured any more"})
+		}
+	}
+	return list
+}
+
+func (f *fleet) told() *agentpb.HostFacts {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.facts
+}
+
+func (s *step) runs() bool { return s.was != nil && s.was.line != nil }
+
+func (s *step) compare(told *agentpb.HostFacts) (action, string) {
+	switch {
+	case !s.spec.Enabled && s.runs():
+		return actStop, "it is disabled"
+	case !s.spec.Enabled:
+		return actKeep, ""
+	case !s.runs():
+		return actStart, "it is enabled"
+	}
+	was := &s.was.spec
+	switch what := differs(processPart(was), processPart(&s.spec)); {
+	case what != "":
+		return s.replacing(), what
+	case !sameJSON(was.Config, s.spec.Config):
+		return actConfigure, "config"
+	case !proto.Equal(told, s.facts):
+		return actConfigure, "what agents are told of the host"
+	}
+	if what := differs(hostPart(was), hostPart(&s.spec)); what != "" {
+		return actPlan, what
+	}
+	return actKeep, ""
+}
+
+// replacing chooses between a new generation beside the old one and one after it.
+func (s *step) replacing() action {
+	if len(s.was.agent.Manifest().GetExclusiveResources()) > 0 {
+		return actExchange
+	}
+	return actReplace
+}
+
+// processPart is what a process is started with, its config block aside.
+func processPart(a *config.Agent) config.Agent {
+	p := *a
+	p.Enabled, p.Priority, p.When, p.Timeout, p.OnFailure, p.Grants = false, 0, config.When{}, config.Timeouts{}, nil, nil
+	p.Config, p.ConfigBody, p.Range, p.Drift, p.Sensitive, p.Trial = nil, nil, hcl.Range{}, "", nil, nil
+	return p
+}
+
+// hostPart is what the host does with an agent without its knowing.
+func hostPart(a *config.Agent) config.Agent {
+	return config.Agent{Priority: a.Priority, When: a.When, Timeout: a.Timeout, OnFailure: a.OnFailure, Grants: a.Grants, Drift: a.Drift}
+}
+
+// differs names the first fields in which a and b differ; "" when they do not.
+func differs(a, b config.Agent) (what string) {
+	va, vb := reflect.ValueOf(a), reflect.ValueOf(b)
+	for i := range va.NumField() {
+		if reflect.DeepEqual(va.Field(i).Interface(), vb.Field(i).Interface()) {
+			continue
+		}
+		if what != "" {
+			what += ", "
+		}
+		what += va.Type().Field(i).Name
+	}
+	return what
+}
+
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	if json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
+		return slices.Equal(a, b)
+	}
+	return reflect.DeepEqual(x, y)
+}
+
+// apply has specs run instead of what runs. On an error everything is as it was. rescue may start something else
+// where a generation does not start; nil: nothing is rescued. The caller holds changing.
+func (f *fleet) apply(ctx context.Context, specs []config.Agent, facts *agentpb.HostFacts, rescue func(context.Context, *step) error) ([]*step, error) {
+	steps := f.steps(specs, facts)
+	return steps, f.carryOut(ctx, steps, facts, rescue)
+}
+
+// carryOut does all steps or none.
+func (f *fleet) carryOut(ctx context.Context, steps []*step, facts *agentpb.HostFacts, rescue func(context.Context, *step) error) error {
+	if err := f.prepare(ctx, steps, rescue); err != nil {
+		f.undo(steps)
+		return err
+	}
+	f.commit(steps, facts)
+	return nil
+}
+
+// prepare does everything that can fail.
+func (f *fleet) prepare(ctx context.Context, steps []*step, rescue func(context.Context, *step) error) error {
+	if err := f.startAll(ctx, steps, rescue); err != nil {
+		return err
+	}
+	for _, s := range steps {
+		if s.action == actConfigure {
+			if err := f.configure(ctx, s); err != nil {
+				return err
+			}
+		}
+	}
+	if err := f.rehearse(steps); err != nil {
+		return err
+	}
+	for _, s := range steps {
+		if s.action == actExchange {
+			if err := f.exchange(ctx, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// startAll starts new generations beside the old ones, all at once.
+func (f *fleet) startAll(ctx context.Context, steps []*step, rescue func(context.Context, *step) error) error {
+	errs := make([]error, len(steps))
+	var starting sync.WaitGroup
+	for i, s := range steps {
+		if s.action == actStart || s.action == actReplace {
+			starting.Go(func() {
+				if errs[i] = f.start(ctx, s); errs[i] != nil && rescue != nil {
+					errs[i] = errors.Join(errs[i], rescue(ctx, s))
+				}
+				if s.fresh != nil {
+					errs[i] = nil
+				}
+			})
+		}
+	}
+	starting.Wait()
+	return errors.Join(errs...)
+}
+
+func (f *fleet) start(ctx context.Context, s *step) (err error) {
+	s.fresh, err = agent.Launch(ctx, f.options(s.spec, s.facts))
+	if err != nil || !s.runs() {
+		return err
+	}
+	return f.verify(s)
+}
+
+// verify wants the new generation to be one of the same agent.
+func (f *fleet) verify(s *step) error {
+	before, now := s.was.agent.Manifest().GetName(), s.fresh.Manifest().GetName()
+	if before == now || s.was.spec.Plugin != s.spec.Plugin {
+		return nil
+	}
+	s.fresh.Close(f.drain)
+	s.fresh = nil
+	return fmt.Errorf("agent %s: the program is %q, and %q runs", s.name, now, before)
+}
+
+// configure has a running agent take its configuration in place, or starts a new generation where that is not enough.
+func (f *fleet) configure(ctx context.Context, s *step) error {
+	err := s.was.agent.Reconfigure(ctx, s.spec.Config, s.facts)
+	if err == nil {
+		s.configured = true
+		return nil
+	}
+	if !errors.Is(err, agent.ErrNotLive) {
+		return err
+	}
+	if s.action = s.replacing(); s.action == actExchange {
+		return nil
+	}
+	return f.start(ctx, s)
+}
+
+// rehearse makes a plan of what will run, for what is wrong with it.
+func (f *fleet) rehearse(steps []*step) error {
+	var members []pipeline.Member
+	for _, s := range steps {
+		var caller pipeline.Caller
+		switch {
+		case s.fresh != nil:
+			caller = s.fresh
+		case s.runs() && s.action != actStop:
+			caller = s.was.agent
+		default:
+			continue
+		}
+		members = append(members, pipeline.Member{Caller: caller, Spec: &s.spec})
+	}
+	_, err := pipeline.NewPlan(members)
+	return err
+}
+
+// exchange ends the old generation before it starts the new one; its events wait meanwhile. When the new one does
+// not start, the old one is started again.
+func (f *fleet) exchange(ctx context.Context, s *step) error {
+	s.was.line.Vacate()
+	s.vacated = true
+	s.was.agent.Close(ctx)
+	return f.start(ctx, s)
+}
+
+// undo takes back what prepare has done.
+func (f *fleet) undo(steps []*step) {
+	for _, s := range steps {
+		if s.fresh != nil {
+			s.fresh.Close(f.drain)
+		}
+		if s.configured {
+			if err := s.was.agent.Reconfigure(f.drain, s.was.spec.Config, f.told()); err != nil {
+				f.host.Logger.Error("agent does not take its former configuration back", "agent", s.name, "error", err)
+			}
+		}
+		if s.vacated {
+			f.revive(s)
+		}
+	}
+}
+
+// revive starts the generation that had made room for one that did not start.
+func (f *fleet) revive(s *step) {
+	old, err := agent.Launch(f.drain, f.options(s.was.spec, f.told()))
+	if err != nil {
+		f.host.Logger.Error("agent cannot be started again as it was", "agent", s.name, "error", err)
+		s.was.line.Exchange(s.was.agent) // what comes fails at once, and on_failure follows
+		return
+	}
+	again := *s.was
+	again.agent = old
+	f.mu.Lock()
+	f.members[s.name] = &again
+	f.mu.Unlock()
+	again.line.Exchange(old)
+}
+
+// commit makes what was prepared effective, between two events.
+func (f *fleet) commit(steps []*step, facts *agentpb.HostFacts) {
+	members, order := map[string]*member{}, []string{}
+	var gone []*member
+	for _, s := range steps {
+		m := f.succeed(s)
+		if s.was != nil && s.was.line != nil && (m == nil || m.agent != s.was.agent) && !s.vacated {
+			gone = append(gone, s.was)
+		}
+		if m != nil {
+			members[s.name], order = m, append(order, s.name)
+		}
+	}
+	f.mu.Lock()
+	f.members, f.order, f.facts = members, order, facts
+	f.mu.Unlock()
+	before := f.replan()
+	for _, m := range gone {
+		f.leaving.Go(func() { f.leave(m, before) })
+	}
+	for _, s := range steps {
+		if s.action != actKeep {
+			f.note(s)
+			f.host.wake(s.name) // what waited goes to the new generation, or on without a removed agent
+		}
+	}
+}
+
+// succeed is what follows the member of a step; nil: it is not configured any more.
+func (f *fleet) succeed(s *step) *member {
+	m := &member{spec: s.spec}
+	switch {
+	case s.remove:
+		return nil
+	case s.action == actStop, !s.spec.Enabled:
+		return m
+	case s.fresh == nil:
+		m.line, m.agent, m.trial = s.was.line, s.was.agent, s.was.trial
+		return m
+	}
+	m.agent = s.fresh
+	if s.runs() && (s.vacated || s.sameConversation()) {
+		m.line = s.was.line
+		m.line.Exchange(s.fresh)
+		return m
+	}
+	m.line = agent.NewLine(s.fresh)
+	return m
+}
+
+// sameConversation reports whether the new generation serves the plans that the old one was in: then it takes over
+// from one event to the next.
+func (s *step) sameConversation() bool {
+	return sameJSON(s.was.spec.Config, s.spec.Config) && agent.SameSubscriptions(s.was.agent.Subscriptions(), s.fresh.Subscriptions())
+}
+
+// replan makes the plan of the members effective and answers with all plans from before.
+func (f *fleet) replan() []*pipeline.Plan {
+	var list []pipeline.Member
+	for _, m := range f.all() {
+		if m.line != nil {
+			list = append(list, f.planned(m))
+		}
+	}
+	plan, err := pipeline.NewPlan(list)
+	if err != nil { // it was rehearsed
+		f.host.Logger.Error("the plan stays as it was", "error", err)
+		return nil
+	}
+	before := f.host.pipeline.Plan()
+	f.host.pipeline.SetPlan(plan)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.earlier = append(slices.DeleteFunc(f.earlier, func(p *pipeline.Plan) bool { return !p.Pinned() }), before)
+	return slices.Clone(f.earlier)
+}
+
+// planned is a member as the plan has it.
+func (f *fleet) planned(m *member) pipeline.Member {
+	return pipeline.Member{Caller: f.host.metrics.Caller(m.line), Spec: &m.spec}
+}
+
+// leave ends a generation that was replaced, when no conversation that began with it needs it any more.
+func (f *fleet) leave(m *member, plans []*pipeline.Plan) {
+	if now := f.member(m.spec.Name); now == nil || now.line != m.line {
+		f.awaitUnpinned(plans)
+		if now = f.member(m.spec.Name); now != nil && now.line != nil {
+			m.line.Forward(now.line)
+		} else {
+			m.line.End()
+		}
+	}
+	ctx, cancel := context.WithTimeout(f.drain, leaveGrace)
+	defer cancel()
+	m.agent.Close(ctx)
+	f.host.Logger.Info("generation of an agent has left", "agent", m.spec.Name, "version", m.agent.Manifest().GetVersion())
+}
+
+// pinPoll is how often the pins of a plan are looked at: their end has no hurry.
+const pinPoll = 50 * time.Millisecond
+
+// awaitUnpinned waits until no conversation goes on under one of plans, not longer than drainLimit.
+func (f *fleet) awaitUnpinned(plans []*pipeline.Plan) {
+	ctx, cancel := context.WithTimeout(f.drain, drainLimit)
+	defer cancel()
+	tick := time.NewTicker(pinPoll)
+	defer tick.Stop()
+	for slices.ContainsFunc(plans, (*pipeline.Plan).Pinned) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// note says what was done, and remembers the generation that runs now.
+func (f *fleet) note(s *step) {
+	m := f.member(s.name)
+	if m == nil || m.line == nil {
+		f.host.Logger.Info("agent was taken out", "agent", s.name, "why", s.why)
+		return
+	}
+	version := m.agent.Manifest().GetVersion()
+	f.host.Logger.Info("agent was changed", "agent", s.name, "how", string(s.action), "why", s.why, "version", version)
+	now := &generation{Version: version, Command: m.spec.Command, Config: m.spec.Config, SHA256: programSum(m.spec.Command), Since: time.Now()}
+	err := f.records.change(s.name, func(r *agentRecord) {
+		if r.Current != nil && !r.Current.same(now) {
+			r.Previous = r.Current
+		}
+		if !r.Current.same(now) {
+			r.Current = now
+		}
+	})
+	if err != nil {
+		f.host.Logger.Error("the generation that runs is not remembered", "agent", s.name, "error", err)
+	}
+}
+
+// orLastGood starts the last good generation of an agent where the one that is wanted does not start: after a restart
+// of the host mail goes on being judged, and the difference is shown as drift.
+func (f *fleet) orLastGood(ctx context.Context, s *step) error {
+	good := f.records.of(s.name).Current
+	wanted := &generation{Command: s.spec.Command, Config: s.spec.Config, SHA256: programSum(s.spec.Command)}
+	if good == nil || good.same(wanted) || len(good.Command) == 0 || programSum(good.Command) != good.SHA256 {
+		return nil
+	}
+	spec := s.spec
+	spec.Command, spec.Config = good.Command, good.Config
+	a, err := agent.Launch(ctx, f.options(spec, s.facts))
+	if err != nil {
+		return fmt.Errorf("nor does its last good generation, %s, start: %w", good.Version, err)
+	}
+	s.fresh, s.spec = a, spec
+	s.spec.Drift = fmt.Sprintf("runs its last good generation, %s %v, since the configured one does not start", good.Version, good.Command)
+	f.host.Logger.Error("agent does not start as configured; its last good generation runs", "agent", s.name, "version", good.Version)
+	return nil
+}
