@@ -88,15 +88,21 @@ func accepted(t *testing.T, c *rig.Client, from, to, content string) string {
 	return idOf(t, reply)
 }
 
-// recorded are the lines of that event in the record of a mock.
+// recorded are the lines of that event in the record of a mock, which is in its state folder.
 func recorded(h *rig.Host, file, event string) (lines []string) {
-	text, err := os.ReadFile(filepath.Join(h.Dir, file))
+	records, err := filepath.Glob(filepath.Join(h.Dir, "data/agents/*", file))
 	if err != nil {
-		return nil // nothing was seen yet
+		panic(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, event+" ") && strings.HasSuffix(line, "\n") {
-			lines = append(lines, line)
+	for _, path := range records {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, event+" ") && strings.HasSuffix(line, "\n") {
+				lines = append(lines, line)
+			}
 		}
 	}
 	return lines
@@ -192,7 +198,7 @@ agent "refuser" {
   }
 }
 `, s.event, action, code, enhanced, s.event)+mockAgent("witness", 20, `
-    record = "{dir}/seen"
+    record = "seen"
     events = ["OnReject"]`))
 	writeUsers(t, h)
 	h.Start()
@@ -271,7 +277,7 @@ func TestRsetDisconnect(t *testing.T) {
       enhanced = "4.7.77"
       text     = "enough of this"
     }`)+mockAgent("witness", 20, `
-    record = "{dir}/seen"
+    record = "seen"
     events = ["OnReject", "OnDisconnect"]`))
 	c := h.Greeted()
 	c.Send("RSET")
@@ -375,7 +381,7 @@ func TestRoutingEvents(t *testing.T) {
 			fmt.Fprintf(&rules, "on %q {\nsubject = \"^%s at %s$\"\n%s\n}\n", event, r.what, event, r.does)
 		}
 	}
-	h := rig.Start(t, plain+mockAgent("router", 10, rules.String())+mockAgent("witness", 20, "record = \"{dir}/seen\"\nevents = [\"OnReleased\"]\n"))
+	h := rig.Start(t, plain+mockAgent("router", 10, rules.String())+mockAgent("witness", 20, "record = \"seen\"\nevents = [\"OnReleased\"]\n"))
 	c := h.Greeted()
 	ids := map[string]string{}
 	for _, event := range routingEvents {
@@ -447,7 +453,7 @@ func TestDeliveryFacts(t *testing.T) {
 		}
 		return "250 2.1.5 fine"
 	})
-	h := rig.Start(t, relay(next)+mockAgent("witness", 20, "record = \"{dir}/seen\"\nevents = [\"OnDelivered\", \"OnDeferred\", \"OnFailed\", \"OnReported\"]\n"))
+	h := rig.Start(t, relay(next)+mockAgent("witness", 20, "record = \"seen\"\nevents = [\"OnDelivered\", \"OnDeferred\", \"OnFailed\", \"OnReported\"]\n"))
 	c := h.Greeted()
 	for _, to := range []string{"now", "later", "never"} {
 		accepted(t, c, "a@sender.example", to+"@example.org", helloMessage)
@@ -464,7 +470,7 @@ func TestDeliveryFacts(t *testing.T) {
 // TestSchedule: an agent is called at its interval, and told when it was called last. It may spawn.
 func TestSchedule(t *testing.T) {
 	h := rig.Start(t, plain+mockAgent("clock", 10, `
-    record = "{dir}/seen"
+    record = "seen"
     every  = "1s"
     on "OnSchedule" {
       times = 1

@@ -75,7 +75,7 @@ func TestDeaths(t *testing.T) {
 	for instances := 1; instances <= 2; instances++ {
 		t.Run(fmt.Sprintf("%d instances", instances), func(t *testing.T) {
 			var body strings.Builder
-			body.WriteString("record = \"{dir}/seen\"\n")
+			body.WriteString("record = \"seen\"\n")
 			for _, event := range events {
 				extra := ""
 				if event == "OnEndOfData" {
@@ -125,7 +125,7 @@ func TestDeaths(t *testing.T) {
 func TestDeathsElsewhere(t *testing.T) {
 	events := []string{"OnConnect", "OnHelo", "OnEhlo", "OnStartTls", "OnAuth", "OnEndOfAuthentication", "OnData", "OnNoop", "OnHelp", "OnRset"}
 	var body strings.Builder
-	body.WriteString("record = \"{dir}/seen\"\n")
+	body.WriteString("record = \"seen\"\n")
 	for _, event := range events {
 		fmt.Fprintf(&body, "on %q {\nmisbehave = \"kill\"\ntimes = 1\nwrite \"sights\" {\nkey = %q\nop = \"add\"\n}\n}\n", event, event)
 	}

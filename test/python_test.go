@@ -24,6 +24,9 @@ func TestPythonAgent(t *testing.T) {
 agent "tagger" {
   priority = 10
   command  = ["/usr/bin/python3", "`+dir+`/agent.py"]
+  sandbox {
+    read = ["`+dir+`"] # the modules beside it
+  }
   config {
     words   = ["lottery"]
     refused = ["nobody@example.org"]

@@ -17,7 +17,7 @@ func TestSleeperHoldsNobodyBack(t *testing.T) {
     on "OnRcpt" {
       recipient = "^slow@"
       barrier {
-        file  = "{dir}/asleep"
+        file  = "asleep"
         count = 2
       }
     }
@@ -27,7 +27,7 @@ func TestSleeperHoldsNobodyBack(t *testing.T) {
 	slow := h.Greeted()
 	slow.Do("MAIL FROM:<a@sender.example>", "250")
 	slow.Send("RCPT TO:<slow@example.org>")
-	asleep := filepath.Join(h.Dir, "asleep")
+	asleep := filepath.Join(h.Dir, "data/agents/sleeper/asleep")
 	var event []byte
 	h.WaitFor("the sleeper", func() bool {
 		event, _ = os.ReadFile(asleep)
@@ -66,13 +66,13 @@ func TestSleeperHoldsNobodyBack(t *testing.T) {
 func TestStage(t *testing.T) {
 	const agents = 10
 	var config strings.Builder
-	config.WriteString(plain)
+	config.WriteString(plain + "agent_defaults {\n  sandbox {\n    write = [\"{dir}/meet\"]\n  }\n}\n")
 	for i := range agents {
 		does := fmt.Sprintf(`
       waits   = true
       declare = ["verdict", "spawn", "copies", "stamp:seen"]
       barrier {
-        file  = "{dir}/barrier"
+        file  = "{dir}/meet/barrier"
         count = %d
       }
       stamp     = { seen = "by %d" }
@@ -91,7 +91,11 @@ func TestStage(t *testing.T) {
 		}
 		config.WriteString(mockWith(fmt.Sprintf("agent%d", i), 10+i, "timeout = \"20s\"\n", rules))
 	}
-	h := rig.Start(t, config.String())
+	h := rig.New(t, config.String())
+	if err := os.Mkdir(filepath.Join(h.Dir, "meet"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.Start()
 	c := h.Greeted()
 	reply := c.Message("bad@sender.example", "b@example.org", helloMessage)
 	if !strings.HasPrefix(reply, "550 5.7.1 the first says no [") {

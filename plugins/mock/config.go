@@ -12,7 +12,7 @@ import (
 type Config struct {
 	Events     []string `hcl:"events,optional" doc:"events to subscribe beside those of the on blocks, with no answer but continue; \"all\" is every event"`
 	Rules      []Rule   `hcl:"on,block" doc:"what to do at an event; the first block that matches decides"`
-	Record     string   `hcl:"record,optional" doc:"file that gets a line for each event: kind, event id, attempt, pid, arguments as JSON"`
+	Record     string   `hcl:"record,optional" doc:"file that gets a line for each event: kind, event id, attempt, pid, arguments as JSON; in the state folder unless the path begins with a slash"`
 	NeverReady bool     `hcl:"never_ready,optional" doc:"never answers Configure"`
 	Invalid    string   `hcl:"invalid,optional" doc:"refuses the configuration with this text"`
 	Secret     string   `hcl:"secret,optional" sensitive:"true" doc:"is never shown"`
@@ -80,7 +80,7 @@ type Rule struct {
 	Sleep     time.Duration `hcl:"sleep,optional" doc:"first"`
 	Progress  time.Duration `hcl:"progress,optional" doc:"asks for more time before it sleeps"`
 	Barrier   *Barrier      `hcl:"barrier,block" doc:"then waits for others"`
-	Misbehave string        `hcl:"misbehave,optional" one_of:"kill exit hang panic nonsense unknown_verdict unknown_edit no_verdict bad_header bad_digest bad_code forbidden_edit twice late never flood_stdout flood_stderr leak" doc:"then, after reading what it asked for, does harm"`
+	Misbehave string        `hcl:"misbehave,optional" one_of:"kill exit hang panic crash nonsense unknown_verdict unknown_edit no_verdict bad_header bad_digest bad_code forbidden_edit twice late never flood_stdout flood_stderr leak" doc:"then, after reading what it asked for, does harm"`
 }
 
 // Write to a table.

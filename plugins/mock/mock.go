@@ -190,7 +190,15 @@ func (m *Mock) record(c *sdk.Event) error {
 	if err != nil {
 		return err
 	}
-	return appendLine(m.Record, fmt.Sprintf("%s %s %d %d %s", sdk.EventName(c.Kind), c.ID, c.Attempt, os.Getpid(), arguments))
+	return appendLine(m.path(m.Record), fmt.Sprintf("%s %s %d %d %s", sdk.EventName(c.Kind), c.ID, c.Attempt, os.Getpid(), arguments))
+}
+
+// path of a file, in the state folder unless it begins with a slash.
+func (m *Mock) path(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(m.stateDir, name)
 }
 
 func appendLine(path, line string) error {
@@ -281,7 +289,7 @@ func (m *Mock) obey(ctx context.Context, rule *Rule, e sdk.Subject) sdk.Verdict 
 	if rule.Sleep > 0 && !sleep(ctx, rule.Sleep) {
 		return sdk.Fault(ctx.Err())
 	}
-	if err := rule.Barrier.wait(ctx, e.Common().ID); err != nil {
+	if err := m.meet(ctx, rule.Barrier, e.Common().ID); err != nil {
 		return sdk.Fault(err)
 	}
 	if v, done := m.misbehave(rule, e); done {
@@ -317,16 +325,17 @@ func readBody(rule *Rule, e sdk.Subject) error {
 	return nil
 }
 
-// wait until as many handlers as the barrier counts have come for this event.
-func (b *Barrier) wait(ctx context.Context, event string) error {
+// meet waits until as many handlers as the barrier counts have come for this event.
+func (m *Mock) meet(ctx context.Context, b *Barrier, event string) error {
 	if b == nil {
 		return nil
 	}
-	if err := appendLine(b.File, event); err != nil {
+	file := m.path(b.File)
+	if err := appendLine(file, event); err != nil {
 		return err
 	}
 	for {
-		text, err := os.ReadFile(b.File)
+		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}

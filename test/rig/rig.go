@@ -4,6 +4,7 @@ package rig
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -76,6 +77,7 @@ type Host struct {
 	Dir    string // its folder: config.hcl, data, drop
 	Addr   string // of its first receive connector
 	Config string // path of its configuration
+	Binary string // the program it is started as; "" is the one of the test run
 
 	t   testing.TB
 	bin string
@@ -90,6 +92,9 @@ func New(t testing.TB, hcl string) *Host {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "p")
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o711); err != nil { // for agents with users of their own, where root runs the tests
 		t.Fatal(err)
 	}
 	h := &Host{Dir: dir, Addr: FreeAddr(t), Config: filepath.Join(dir, "config.hcl"), t: t, bin: Bin(t), log: new(lockedBuffer)}
@@ -124,7 +129,7 @@ func (h *Host) Write(hcl string) {
 // Start starts the process and waits until it listens.
 func (h *Host) Start() {
 	h.t.Helper()
-	cmd := exec.Command(filepath.Join(h.bin, "postern"), "serve", "--config", h.Config)
+	cmd := exec.Command(cmp.Or(h.Binary, filepath.Join(h.bin, "postern")), "serve", "--config", h.Config)
 	cmd.Dir = h.Dir
 	cmd.Stdout, cmd.Stderr = h.log, h.log
 	if err := cmd.Start(); err != nil {

@@ -79,6 +79,7 @@ func Validate(ctx context.Context, o Options, configJSON []byte) ([]*agentpb.Dia
 // briefly starts a process, has f use it and ends it. Nothing is in flight, so it need not be asked twice.
 func briefly(ctx context.Context, o Options, f func(context.Context, *process) error) error {
 	o = o.withDefaults()
+	o.Beside = true
 	ctx, cancel := context.WithTimeout(ctx, o.Spec.StartTimeout)
 	defer cancel()
 	p, err := newProcess(ctx, o, 1)

@@ -22,6 +22,8 @@ type Options struct {
 	RunDir string
 	// StateDir is made if it does not exist, with mode 0700, and given to the agent. "": none.
 	StateDir string
+	// Beside says that the process is one beside those of the host, which says itself what its sandboxes lack.
+	Beside bool
 	// Logger gets the lines of the agent and what the host has to say about it. nil: nothing is logged.
 	Logger hclog.Logger
 	// OnChange, if set, is called in a goroutine of its own after an instance came up, went down or failed.

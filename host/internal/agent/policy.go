@@ -28,6 +28,12 @@ func policyOf(o Options, temp string) sandbox.Policy {
 		Datagrams: s.DNS, Processes: s.Processes, Memory: s.Memory, Files: s.Files, FileSize: s.Disk, Nice: s.Nice,
 		Required: s.Required, Off: s.Off,
 	}
+	if o.RunDir != "" {
+		p.Ways = append(p.Ways, filepath.Dir(o.RunDir), o.RunDir)
+	}
+	if o.StateDir != "" {
+		p.Ways = append(p.Ways, filepath.Dir(filepath.Dir(o.StateDir)), filepath.Dir(o.StateDir))
+	}
 	if s.DNS {
 		p.DatagramPorts = resolverPorts(o.Host.GetResolvers())
 		p.Connect = append(p.Connect, p.DatagramPorts...)

@@ -176,6 +176,12 @@ func (p *process) killedFromOutside() bool {
 	}
 }
 
+// killedByHost reports whether our SIGKILL ended the process.
+func (p *process) killedByHost() bool {
+	c := p.runner.started()
+	return c != nil && c.killed && c.ours
+}
+
 // launch starts the process and shakes hands.
 func (p *process) launch(ctx context.Context) error {
 	if err := p.step(ctx, "preparing", p.prepare); err != nil {
@@ -199,7 +205,7 @@ func (p *process) prepare(context.Context) error {
 	if p.dir, err = socketDir(p.o.RunDir); err != nil {
 		return err
 	}
-	p.runner.dir, p.runner.policy = p.dir, policyOf(p.o, p.dir)
+	p.runner.dir, p.runner.policy, p.runner.beside = p.dir, policyOf(p.o, p.dir), p.o.Beside
 	return nil
 }
 

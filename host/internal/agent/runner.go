@@ -34,6 +34,7 @@ type agentRunner struct {
 	env     []string // beside what go-plugin adds
 	dir     string   // folder for the socket
 	policy  sandbox.Policy
+	beside  bool // what the sandbox lacks is said elsewhere
 	logs    *logs
 
 	handshake *io.PipeReader // to go-plugin
@@ -69,8 +70,12 @@ func (r *agentRunner) Start(context.Context) error {
 	if err != nil {
 		return err
 	}
+	level := hclog.Warn
+	if r.beside {
+		level = hclog.Debug
+	}
 	for _, text := range c.warnings {
-		r.logs.write(entry{level: hclog.Warn, message: "sandbox: " + text, text: "sandbox: " + text})
+		r.logs.write(entry{level: level, message: "sandbox: " + text, text: "sandbox: " + text})
 	}
 	r.child = c
 	r.logs.with("pid", c.pid)

@@ -70,7 +70,7 @@ func (c *Crew) start(ctx context.Context, o CrewOptions, spec config.Agent) (*ag
 		return nil, fmt.Errorf("agent %s: copying its state in %s: %w", spec.Name, from, err)
 	}
 	spec.Instances = 1
-	return agent.Launch(ctx, agent.Options{Spec: spec, Host: o.Facts, RunDir: c.dir, StateDir: state, Logger: o.Logger.Named("agent")})
+	return agent.Launch(ctx, agent.Options{Spec: spec, Host: o.Facts, RunDir: c.dir, StateDir: state, Beside: true, Logger: o.Logger.Named("agent")})
 }
 
 // copyState copies a state folder, which need not exist.

@@ -28,6 +28,8 @@ type Policy struct {
 	// State and Temp are folders of its own, which exist; "": none. It may write below both. The owner of State is
 	// its user where the host runs as root.
 	State, Temp string
+	// Ways are the host's folders that lead to State and Temp. A user of its own is let through them.
+	Ways []string
 	// Read names files and folders it may read, and execute. What is missing is left out.
 	Read []string
 	// Write names folders below which it may make, change and remove files, and files it may change. They must exist.
