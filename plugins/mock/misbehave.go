@@ -33,8 +33,12 @@ func (m *Mock) misbehave(rule *Rule, e sdk.Subject) (v sdk.Verdict, done bool) {
 		os.Exit(7)
 	case "hang":
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		time.Sleep(time.Minute) // the signal is on its way
 	case "panic":
 		panic("mock panics")
+	case "crash":
+		go panic("mock dies with a last word") // where nobody recovers it
+		select {}
 	case "never":
 		select {}
 	case "late":

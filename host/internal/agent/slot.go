@@ -176,9 +176,6 @@ func (s *slot) watch(p *process) *process {
 	}
 }
 
-// deathGrace is how long a process may take to end after its event stream has: one that lives on is ended.
-const deathGrace = 2 * time.Second
-
 // lost ends what is left of a process that died or hangs and has its events tried elsewhere.
 func (s *slot) lost(p *process, kind FailureKind) *process {
 	if s.a.life.Err() != nil {
@@ -235,13 +232,21 @@ func (s *slot) autopsy(p *process, kind FailureKind) string {
 	case p.runner == nil:
 		detail = fmt.Sprintf("the event stream ended: %v", p.stream.cause)
 	default:
-		detail = p.exitState(deathGrace)
-		if detail == "" {
-			detail = fmt.Sprintf("the event stream ended while the process lived: %v", p.stream.cause)
+		if detail = p.exitState(outputGrace); detail == "" {
+			return s.endHungUp(p)
 		}
 	}
 	p.destroy()
 	return detail
+}
+
+// endHungUp ends a process whose event stream has ended. One that was about to end by itself says how.
+func (s *slot) endHungUp(p *process) string {
+	p.destroy()
+	if detail := p.exitState(outputGrace); detail != "" && !p.killedByHost() {
+		return detail
+	}
+	return fmt.Sprintf("the event stream ended while the process lived: %v", p.stream.cause)
 }
 
 // failed records a start that failed.
