@@ -375,7 +375,7 @@ func (a *testAgent) handle(e *agentpb.Event, text string) {
 		answer = &agentpb.Answer{Id: e.GetId(), Fault: "handler failed\nbadly"}
 	case "progress":
 		for range 5 {
-			a.send(&agentpb.EventsResponse{Progress: []*agentpb.Progress{{Id: e.GetId(), ExtendMillis: 200}}})
+			a.send(&agentpb.EventsResponse{Progress: []*agentpb.Progress{{Id: e.GetId(), ExtendMillis: 2000}}})
 			time.Sleep(100 * time.Millisecond)
 		}
 	case "large":
