@@ -28,6 +28,7 @@ func (t *transport) sweep(ctx context.Context) {
 }
 
 func (t *transport) sweepOnce(now time.Time) {
+	now = now.Add(-t.calendar.look(now))
 	for _, e := range t.queue.Overdue(now) {
 		if e.State == queue.Quarantined {
 			t.endQuarantine(e)

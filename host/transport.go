@@ -33,7 +33,8 @@ type transport struct {
 	now      func() time.Time
 	away     func(agent string) bool // whether a configured agent does not run now; nil: never
 
-	working sync.WaitGroup
+	calendar calendar
+	working  sync.WaitGroup
 }
 
 // start works on what is due until the function it returns is called. That takes nothing more on and lets deliveries
@@ -105,7 +106,7 @@ func (t *transport) crashed(leased *queue.Item, cause any, stack []byte) {
 
 // process takes one item as far as it goes now. This is the whole path.
 func (t *transport) process(taking, delivering context.Context, item *queue.Item) error {
-	if item.Expires.Before(t.now()) {
+	if t.expired(item) {
 		return t.expire(item)
 	}
 	way := t.routes.Load()
@@ -141,7 +142,7 @@ func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
 	delivery.Apply(item, results)
 	item.Attempts++
 	item.Next = t.queue.NextAttempt(item, now)
-	if item.Next.After(item.Expires) {
+	if item.Next.Add(-t.calendar.look(now)).After(item.Expires) {
 		t.giveUp(item)
 	}
 	if item.Durable && failed(item) {
@@ -203,6 +204,13 @@ func settle(item *queue.Item) {
 	}
 }
 
+// expired reports whether the time of an item is over, by a clock that is believed. One that has waited since before the
+// start is tried first.
+func (t *transport) expired(item *queue.Item) bool {
+	now := t.now()
+	return item.Expires.Before(now.Add(-t.calendar.look(now))) && !t.calendar.untried(item.Next)
+}
+
 // expire ends an item whose time is over: its pending recipients have failed. What must not vanish is parked.
 func (t *transport) expire(item *queue.Item) error {
 	now := t.now()
@@ -250,7 +258,7 @@ func pending(item *queue.Item) (out []*envelope.Recipient) {
 // reports composes the notifications owed after an attempt and marks the recipients they are about.
 func (t *transport) reports(item *queue.Item, now time.Time) (out []*queue.Item) {
 	way := t.routes.Load()
-	late := now.Sub(item.Received) >= way.config.Queue.DelayNotice
+	late := now.Add(-t.calendar.look(now)).Sub(item.Received) >= way.config.Queue.DelayNotice
 	groups := map[dsn.Kind][]*envelope.Recipient{}
 	for _, r := range item.Mail.Recipients {
 		if kind := news(r, late); kind != "" {
