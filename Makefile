@@ -54,8 +54,9 @@ bench: build ## what docs/performance.md shows: messages relayed, memory, agent 
 	go test -run xxx -bench Event -benchtime 50000x ./host/internal/agent
 	go test -run xxx -bench Commit -benchtime 2s ./host/internal/queue
 
-crash: build ## 1,000 kills under load, reconciled
+crash: build ## 1,000 kills under load, reconciled; 10,000 crashes of agents that leave nothing
 	POSTERN_CRASH_ROUNDS=1000 go test -count 1 -v -timeout 60m -run TestCrash ./test
+	POSTERN_CRASHES=10000 go test -count 1 -v -timeout 60m -run TestNothingLeaks ./host/internal/agent
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzzer in turn, FUZZTIME each

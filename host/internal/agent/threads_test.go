@@ -16,8 +16,6 @@ func lockAndEndThread(f func()) {
 	f()
 }
 
-func numGoroutine() int { return runtime.NumGoroutine() }
-
 // appendHeader appends an event with a header of n bytes.
 func appendHeader(b []byte, n int) []byte {
 	e := &agentpb.Event{Headers: []*agentpb.HeaderField{{Name: []byte("Subject"), Value: make([]byte, n)}}}

@@ -492,32 +492,3 @@ func TestHungUp(t *testing.T) {
 		t.Error("the process lives")
 	}
 }
-
-// Whatever happens to processes, the host holds nothing of them afterwards.
-func TestNothingLeaks(t *testing.T) {
-	o, _ := options(t, "")
-	a := launch(t, o)
-	mustCall(t, a, event("e", ""))
-	for i := range 5 {
-		_, _ = a.Call(context.Background(), event(fmt.Sprint("warm", i), "die-once"))
-	}
-	eventually(t, "the instance", a.Ready)
-	before := holdings(t)
-	for i := range 20 {
-		mustCall(t, a, event(fmt.Sprint("kill", i), "die-once"))
-	}
-	eventually(t, "descriptors and goroutines to be given back", func() bool {
-		now := holdings(t)
-		return now[0] <= before[0]+2 && now[1] <= before[1]+4
-	})
-}
-
-// holdings counts descriptors and goroutines.
-func holdings(t *testing.T) [2]int {
-	t.Helper()
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return [2]int{len(fds), numGoroutine()}
-}
