@@ -15,6 +15,7 @@ const sweepEvery = time.Minute
 // sweep looks for what the path of delivery should never leave behind: messages older than their deadline. It
 // also ends the time of what is quarantined.
 func (t *transport) sweep(ctx context.Context) {
+	t.calendar.look(t.now())
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {

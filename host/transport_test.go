@@ -259,11 +259,13 @@ func TestQuarantineCountsFromItsBeginning(t *testing.T) {
 	item.State, item.Received = queue.Quarantined, time.Now().Add(-47*time.Hour) // it waited long for an agent
 	item.Expires = time.Now().Add(r.routes.Load().config.Quarantine.ExpireAfter)
 	r.commit(item)
-	r.sweepOnce(time.Now())
+	h := r.clock(time.Now())
 	if !r.in(queue.Quarantined)() {
 		t.Fatal("it is gone at once")
 	}
-	r.sweepOnce(time.Now().Add(r.routes.Load().config.Quarantine.ExpireAfter + time.Minute))
+	whole := r.routes.Load().config.Quarantine.ExpireAfter + time.Minute
+	h.move(whole, whole)
+	r.sweepOnce(h.now())
 	if drops := r.ledger.of(tracking.Drop); !r.empty() || len(drops) != 1 {
 		t.Errorf("at the end of its time: %+v, ledger %+v", r.queue.Entries(nil), drops)
 	}
@@ -315,7 +317,8 @@ func TestRemoteDomainWithoutReports(t *testing.T) {
 			c.RemoteDomains = []config.RemoteDomain{{Name: "sender.test", NondeliveryReports: reports}}
 		})
 		item := r.message("b@ours.test")
-		item.Expires = time.Now().Add(-time.Second)
+		r.clock(time.Now())
+		item.Next, item.Expires = time.Now(), time.Now().Add(-time.Second)
 		r.commit(item)
 		r.eventually("an empty queue", r.empty)
 		if n := len(r.ledger.of(tracking.DSN)); (n == 1) != reports {
