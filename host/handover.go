@@ -169,6 +169,9 @@ func (h *Host) drainSessions(d *handover.Drainer) {
 // Adopt implements admin.ProcessControl.
 func (h *Host) Adopt() { h.pickup.Adopt() }
 
+// AdoptRows implements admin.ProcessControl.
+func (h *Host) AdoptRows() { h.pickup.AdoptRows() }
+
 // Drain takes no more connections, until the process is replaced or started anew: clients are refused, and go to
 // another exchanger. Sessions go on to their end, and what is queued is delivered.
 func (h *Host) Drain(context.Context) (admin.Drained, error) {

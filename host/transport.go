@@ -78,10 +78,16 @@ func (t *transport) work(taking, delivering context.Context, item *queue.Item) {
 			t.crashed(item, v, debug.Stack())
 		}
 	}()
-	if err := t.process(taking, delivering, item); err != nil {
+	err := t.process(taking, delivering, item)
+	switch {
+	case err == nil:
+		return
+	case taking.Err() != nil: // the host ends, or another process takes over
+		t.log.Debug("message goes back to the queue", "item", item.ID, "error", err)
+	default:
 		t.log.Error("message goes back to the queue", "item", item.ID, "error", err)
-		t.queue.Return(item)
 	}
+	t.queue.Return(item)
 }
 
 // crashed parks an item at which the host has panicked, as the store has it, with the evidence. One that has left

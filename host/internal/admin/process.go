@@ -32,3 +32,8 @@ func (a *api) adopt(*http.Request) (any, error) {
 	a.Process.Adopt()
 	return struct{}{}, nil
 }
+
+func (a *api) adoptRows(*http.Request) (any, error) {
+	a.Process.AdoptRows()
+	return struct{}{}, nil
+}

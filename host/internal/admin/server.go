@@ -82,8 +82,9 @@ type ProcessControl interface {
 	Restart(ctx context.Context) (Restarted, error)
 	// Drain takes no more connections, and answers with the number of sessions that are still open.
 	Drain(ctx context.Context) (Drained, error)
-	// Adopt picks up what hosts that were replaced have accepted since.
+	// Adopt picks up what hosts that were replaced have accepted since, and AdoptRows only the rows they have written.
 	Adopt()
+	AdoptRows()
 }
 
 // maxSocketPath is what fits into sun_path with its final NUL, see unix(7).
@@ -196,6 +197,7 @@ func handler(d Deps) http.Handler {
 	route("POST /v1/restart", a.restart)
 	route("POST /v1/drain", a.drain)
 	route("POST /v1/incoming/adopt", a.adopt)
+	route("POST /v1/incoming/adopt-rows", a.adoptRows)
 	route("GET /v1/track", a.track)
 	route("GET /v1/why/{id}", a.why)
 	mux.HandleFunc("GET /v1/queue/{id}/raw", a.raw)

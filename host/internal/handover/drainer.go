@@ -225,7 +225,7 @@ func (f *forwarded) Apply(writes []tables.Write) {
 		f.d.log.Error("rows are not written to the owner's tables", "error", err)
 	}
 	f.Store.Apply(writes)
-	f.d.owner.wake()
+	f.d.owner.order("/v1/incoming/adopt-rows")
 }
 
 // owner is the process that owns the tables, whoever that is at the moment.
@@ -234,14 +234,17 @@ type owner struct{ socket string }
 // ownerWait is how long the owner may take for an answer.
 const ownerWait = time.Second
 
-// wake has the owner pick up what is there, and waits until it has. One that does not answer looks by itself.
-func (o owner) wake() {
+// wake has the owner pick up what is there.
+func (o owner) wake() { o.order("/v1/incoming/adopt") }
+
+// order has the owner do something. One that does not answer does it by itself.
+func (o owner) order(path string) {
 	ctx, cancel := context.WithTimeout(context.Background(), ownerWait)
 	defer cancel()
 	client := admin.NewClient(o.socket)
 	defer client.Close()
 	var nothing struct{}
-	_ = client.Post(ctx, "/v1/incoming/adopt", struct{}{}, &nothing)
+	_ = client.Post(ctx, path, struct{}{}, &nothing)
 }
 
 // row reads a row. An error says that the owner could not be asked.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +33,8 @@ type Pickup struct {
 
 	mu     sync.Mutex
 	looked bool // at what was there at the start
+
+	applying sync.Mutex // held while rows are applied, which keep their order
 }
 
 // pickupEvery is how often an owner looks that nobody wakes.
@@ -58,8 +61,8 @@ func (p *Pickup) Adopt() {
 	defer p.mu.Unlock()
 	for _, folder := range folders(p.Incoming) {
 		over := !held(folder) // before looking: nothing comes later
-		left := p.adoptFolder(folder)
-		if over && left == 0 {
+		p.adoptFolder(folder)
+		if over && isEmpty(folder) {
 			if err := os.RemoveAll(folder); err != nil {
 				p.Logger.Warn("folder of a former host cannot be removed", "folder", folder, "error", err)
 			}
@@ -68,41 +71,80 @@ func (p *Pickup) Adopt() {
 	p.looked = true
 }
 
-// adoptFolder answers with the number of files that have to wait.
-func (p *Pickup) adoptFolder(folder string) (left int) {
-	entries, err := os.ReadDir(folder)
-	if err != nil {
-		p.Logger.Error("what a former host has accepted cannot be read now", "folder", folder, "error", err)
-		return 1
+// adopters is how many messages are adopted at once: they share the syncs of the disk.
+const adopters = 32
+
+func (p *Pickup) adoptFolder(folder string) {
+	p.adoptRows(folder)
+	var work sync.WaitGroup
+	room := make(chan struct{}, adopters)
+	for _, path := range p.files(folder, kindMail) {
+		room <- struct{}{}
+		work.Go(func() {
+			p.adoptFile(path, p.mail)
+			<-room
+		})
 	}
-	for _, e := range entries { // in the order of their numbers
-		if strings.HasPrefix(e.Name(), hiddenPrefix) {
-			continue // cut short: nobody was promised anything
-		}
-		if err := p.adoptFile(filepath.Join(folder, e.Name())); err != nil {
-			p.Logger.Error("what a former host has accepted cannot be taken now", "file", filepath.Join(folder, e.Name()), "error", err)
-			left++
-		}
+	work.Wait()
+	for _, path := range p.files(folder, kindLedger) {
+		p.adoptFile(path, p.ledger)
 	}
-	return left
 }
 
-// adoptFile takes one file. What cannot be read is parked, and not an error.
-func (p *Pickup) adoptFile(path string) error {
-	adopt := map[string]func(*os.File) error{kindMail: p.mail, kindRows: p.rows, kindLedger: p.ledger}[filepath.Ext(path)]
-	if adopt == nil {
-		return nil // not for us
+// isEmpty reports whether nothing is left in a folder that an owner would adopt.
+func isEmpty(folder string) bool {
+	entries, err := os.ReadDir(folder)
+	return err == nil && !slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		return slices.Contains([]string{kindMail, kindRows, kindLedger}, filepath.Ext(e.Name())) && !strings.HasPrefix(e.Name(), hiddenPrefix)
+	})
+}
+
+// AdoptRows takes the rows that are there now, for a drainer that wants to read what it has written.
+func (p *Pickup) AdoptRows() {
+	for _, folder := range folders(p.Incoming) {
+		p.adoptRows(folder)
 	}
+}
+
+func (p *Pickup) adoptRows(folder string) {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	for _, path := range p.files(folder, kindRows) {
+		p.adoptFile(path, p.rows)
+	}
+}
+
+// files of a kind in a folder, in the order of their numbers. Those that were cut short are not among them: for them
+// nobody was promised anything.
+func (p *Pickup) files(folder, kind string) (paths []string) {
+	entries, err := os.ReadDir(folder)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		p.Logger.Error("what a former host has accepted cannot be read now", "folder", folder, "error", err)
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) == kind && !strings.HasPrefix(e.Name(), hiddenPrefix) {
+			paths = append(paths, filepath.Join(folder, e.Name()))
+		}
+	}
+	return paths
+}
+
+// adoptFile takes one file. What cannot be read is parked; what cannot be taken now stays.
+func (p *Pickup) adoptFile(path string, adopt func(*os.File) error) {
 	file, err := os.Open(path)
-	if err != nil {
-		return err
+	if errors.Is(err, os.ErrNotExist) {
+		return
 	}
-	defer file.Close()
-	err = adopt(file)
+	if err == nil {
+		err = adopt(file)
+		_ = file.Close()
+	}
 	if errors.Is(err, queue.ErrUnreadable) {
-		return p.park(path, err)
+		err = p.park(path, err)
 	}
-	return err
+	if err != nil {
+		p.Logger.Error("what a former host has accepted cannot be taken now", "file", path, "error", err)
+	}
 }
 
 // removeFile removes a file for good.
