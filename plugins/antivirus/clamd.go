@@ -77,25 +77,33 @@ func checkAddress(c Clamd) error {
 	return nil
 }
 
-// dial the first address that answers. Where one exists and does not answer, clamd is down; where none does, it is absent.
+// dial the first address that answers. Where one exists and does not answer, clamd is down; where none does, or none may
+// be reached, it is absent.
 func (c *clamd) dial(ctx context.Context) (net.Conn, error) {
 	var dialer net.Dialer
-	var down error
+	var down, kept error
 	for _, a := range c.addresses {
 		conn, err := dialer.DialContext(ctx, a.network, a.name)
 		if err == nil {
 			_, err = conn.Write([]byte("zIDSESSION\x00"))
 			return conn, err
 		}
-		nobody := errors.Is(err, fs.ErrNotExist) || a.network == "tcp" && errors.Is(err, syscall.ECONNREFUSED)
-		if !nobody || len(c.addresses) == 1 {
+		switch nobody := errors.Is(err, fs.ErrNotExist) || a.network == "tcp" && errors.Is(err, syscall.ECONNREFUSED); {
+		case len(c.addresses) == 1:
+			return nil, err
+		case errors.Is(err, fs.ErrPermission):
+			kept = plainly(err)
+		case !nobody:
 			down = errors.Join(down, err)
 		}
 	}
-	if down == nil {
-		down = errAbsent
+	switch {
+	case down != nil:
+		return nil, down
+	case kept != nil:
+		return nil, fmt.Errorf("%w (%w)", errAbsent, kept)
 	}
-	return nil, down
+	return nil, errAbsent
 }
 
 // close implements engine.

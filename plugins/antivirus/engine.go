@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"sync"
@@ -202,8 +203,11 @@ func (g *guarded) what() string { return "virus scanner " + g.Name }
 // plainly leaves out of network errors what differs from one connection to the next.
 func plainly(err error) error {
 	var op *net.OpError
-	if errors.As(err, &op) {
-		return fmt.Errorf("%s: %w", op.Op, op.Err)
+	if errors.As(err, &op) && !errors.Is(err, errAbsent) {
+		err = fmt.Errorf("%s: %w", op.Op, op.Err)
+	}
+	if errors.Is(err, fs.ErrPermission) && !errors.Is(err, errAbsent) {
+		return fmt.Errorf("%w; what the agent may reach is said in the sandbox of its block", err)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		return errors.New("no answer in time")
