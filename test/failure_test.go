@@ -395,7 +395,7 @@ func processes(h *rig.Host, agent string) (pids []int) {
 
 // away is an agent block of the mock behind a gate.
 func away(label, arguments, body string) string {
-	return mockWith(label, 10, "command = [\"{dir}/gate\"]\n"+arguments, body)
+	return mockWith(label, 10, "command = [\"{dir}/gate\"]\nsandbox {\n  read = [\"{bin}/agents/mock\"]\n}\n"+arguments, body)
 }
 
 // gate writes the program of an agent that can be kept away. It is the mock, as long as the file "away" is not there.

@@ -9,13 +9,18 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
 // peerKey is the context key of the uid at the other end.
 type peerKey struct{}
 
-// noPeer is the uid of a connection whose other end is not known.
-const noPeer = -1
+// noPeer is the uid of a connection whose other end is not known, confined of one that is in an agent's sandbox.
+const (
+	noPeer   = -1
+	confined = -2
+)
 
 // listenPrivate makes the socket under a name of its own, gives it its mode, and only then the name that
 // clients know: at no moment can others connect, whatever the umask.
@@ -78,6 +83,9 @@ func peerOf(conn net.Conn) int {
 	err = raw.Control(func(fd uintptr) {
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 			uid = int(cred.Uid)
+			if sandbox.Confined(int(cred.Pid)) {
+				uid = confined
+			}
 		}
 	})
 	if err != nil {
@@ -91,6 +99,10 @@ func peerOf(conn net.Conn) int {
 func onlyOwner(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		uid := peer(r)
+		if uid == confined {
+			writeJSON(w, http.StatusForbidden, Problem{Error: "an agent may not control the host"})
+			return
+		}
 		if !mayControl(uid) {
 			writeJSON(w, http.StatusForbidden, Problem{
 				Error: fmt.Sprintf("user %d may not control this host", uid),

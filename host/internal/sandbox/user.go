@@ -66,13 +66,18 @@ func letThrough(dirs []string) {
 // closedTo is the first file or folder that a user needs and may not read or enter, "" without one.
 func (p *Policy) closedTo(uid uint32) string {
 	files := slices.Concat(p.Program, p.Read)
-	for _, dir := range ancestors(append(files, p.State, p.Temp)...) {
+	for _, dir := range ancestors(slices.Concat(files, p.Write, p.Sockets, []string{p.State, p.Temp})...) {
 		if !open(dir, uid, 0o001) {
 			return dir
 		}
 	}
 	for _, path := range files {
 		if !open(path, uid, 0o004) {
+			return path
+		}
+	}
+	for _, path := range p.Write {
+		if !open(path, uid, 0o002) {
 			return path
 		}
 	}
