@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/posternmail/postern/sdk/mime"
@@ -40,7 +41,8 @@ type Document struct {
 	Texts   []Text
 	Note    string // NoteTooLarge, NoteOverLimits or empty
 
-	topic  string // Subject without the marks of others
+	title  string // Subject, decoded, without the marks of others
+	topic  string // title, folded
 	header mime.Header
 	tree   *mime.Tree // nil with a Note
 }
@@ -60,7 +62,8 @@ type Text struct {
 func Read(ctx context.Context, header []byte, body mime.Body) (*Document, error) {
 	d := &Document{header: mime.ParseHeader(header)}
 	subject := d.header.Decoded("Subject")
-	d.Subject, d.topic = Fold(subject), Fold(topic(subject))
+	d.title = topic(subject)
+	d.Subject, d.topic = Fold(subject), Fold(d.title)
 	if body == nil {
 		d.Note = NoteTooLarge
 		return d, nil
@@ -100,8 +103,13 @@ func Split(message []byte) (header, body []byte) {
 	return header, body
 }
 
-// topic of a subject: without the marks that others have put in front of it: the name of a mailing list, what a filter thought.
+// filterMark is what a filter before us thought, in a subject.
+var filterMark = regexp.MustCompile(`(?i)^\s*(\*+\s*spam\s*\*+|\(spam\?[^)]*\))`)
+
+// topic of a subject: without the marks that others have put in front of it: the name of a mailing list, what a filter
+// thought.
 func topic(s string) string {
+	s = filterMark.ReplaceAllString(s, "")
 	for {
 		trimmed := strings.TrimLeft(s, " \t")
 		rest, marked := strings.CutPrefix(trimmed, "[")
@@ -114,7 +122,7 @@ func topic(s string) string {
 	if before, after, ok := strings.Cut(s, ":"); ok && len(before) < 6 && strings.HasPrefix(strings.TrimLeft(after, " "), "[") {
 		return before + ": " + topic(after)
 	}
-	return s
+	return strings.TrimSpace(s)
 }
 
 // readRaw is for a body whose structure is made not to be read.

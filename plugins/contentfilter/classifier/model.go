@@ -29,7 +29,7 @@ const (
 )
 
 // shapeShare is how much the shape of a message weighs beside its text.
-const shapeShare = 0.25
+const shapeShare = 0.2
 
 // index of a feature.
 func index(hash uint64, bits int) uint32 { return uint32(hash >> (64 - bits)) }

@@ -1,10 +1,12 @@
 package classifier
 
 import (
+	"maps"
 	"math/bits"
 	"net/netip"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -132,11 +134,11 @@ func (c *collector) shapes(d *Document, m *measures) {
 func (c *collector) sender(d *Document) {
 	from, ok := d.header.Addresses("From")
 	c.shape("from parses=", strconv.FormatBool(ok && len(from) > 0))
-	if raw := d.header.Get("Subject"); raw != "" {
-		c.shape("subject words=", sizeOf(strings.Count(raw, " ")))
+	if d.title != "" {
 		m := measures{}
-		m.count(raw)
-		c.shape("subject encoded=", strconv.FormatBool(strings.Contains(raw, "=?")))
+		m.count(d.title)
+		c.shape("subject words=", sizeOf(strings.Count(d.title, " ")))
+		c.shape("subject encoded=", strconv.FormatBool(strings.Contains(d.header.Get("Subject"), "=?")))
 		c.shape("subject upper=", share(m.upper, m.letters))
 		c.shape("subject exclaims=", sizeOf(m.exclaims))
 	}
@@ -197,13 +199,13 @@ func (c *collector) parts(tree *mime.Tree) {
 
 // page adds what HTML is made of.
 func (c *collector) page(p *page, size int) {
-	for name, n := range p.elements {
+	for _, name := range slices.Sorted(maps.Keys(p.elements)) { // the same features in the same order each time
 		c.shape("element=", name)
-		if n > 3 {
+		if n := p.elements[name]; n > 3 {
 			c.shape("elements=", name, sizeOf(n))
 		}
 	}
-	for name := range p.signs {
+	for _, name := range slices.Sorted(maps.Keys(p.signs)) {
 		c.shape("sign=", name)
 	}
 	c.shape("seen=", share(len(p.text)-strings.Count(p.text, " "), size))

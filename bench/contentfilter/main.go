@@ -1,0 +1,292 @@
+// Command contentfilter compares the classifier of the content filter with bogofilter, which learns the same mail, and
+// with SpamAssassin's local rules, on mail that is split by source and by time. `make eval-contentfilter` runs it; it
+// needs the corpora beside the repository (../shared/corpora), bogofilter, and SpamAssassin's Perl modules.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/posternmail/postern/plugins/contentfilter/classifier"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	var e eval
+	flag.StringVar(&e.corpora, "corpora", "../shared/corpora", "`FOLDER` of the mail corpora")
+	flag.BoolVar(&e.labelled, "as-labelled", false, "keep the few list posts that are spam but labelled as wanted")
+	flag.BoolVar(&e.choose, "choose", false, "compare kinds of tokens instead of filters")
+	flag.BoolVar(&e.alone, "alone", false, "leave out the other filters")
+	flag.Parse()
+	if err := e.run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "eval-contentfilter:", err)
+		os.Exit(1)
+	}
+}
+
+// eval is one run.
+type eval struct {
+	corpora                 string
+	labelled, choose, alone bool
+	scratch                 string
+	all                     []*message
+}
+
+func (e *eval) run(ctx context.Context) error {
+	if err := e.need(); err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp("", "eval-contentfilter")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scratch)
+	e.scratch = scratch
+	all, err := load(e.corpora, scratch)
+	if err != nil {
+		return err
+	}
+	e.all = all
+	if !e.labelled {
+		e.all = slices.DeleteFunc(e.all, func(m *message) bool { return strays[m.name] })
+		fmt.Printf("%d messages; %d list posts that are spam are left out (-as-labelled keeps them)\n\n", len(e.all), len(strays))
+	}
+	if e.choose {
+		return e.recipes(ctx)
+	}
+	return e.compare(ctx)
+}
+
+// need says what is missing.
+func (e *eval) need() error {
+	if _, err := os.Stat(e.corpora); err != nil {
+		return fmt.Errorf("the corpora are not there: %w", err)
+	}
+	if e.alone || e.choose {
+		return nil
+	}
+	if _, err := exec.LookPath("bogofilter"); err != nil {
+		return errors.New("bogofilter is needed: apt-get install bogofilter")
+	}
+	if err := exec.Command("perl", "-MMail::SpamAssassin", "-e1").Run(); err != nil {
+		return errors.New("SpamAssassin is needed: apt-get install spamassassin")
+	}
+	return nil
+}
+
+// compare the filters on every split.
+func (e *eval) compare(ctx context.Context) error {
+	features, one, err := e.read(ctx, e.all, classifier.Standard)
+	if err != nil {
+		return err
+	}
+	if err := e.sameWithoutLeaks(ctx, features); err != nil {
+		return err
+	}
+	var rules scores
+	if !e.alone {
+		if rules, err = spamassassin(e.scratch, e.all); err != nil {
+			return err
+		}
+	}
+	for _, s := range splits {
+		train, test := pick(e.all, s.train), pick(e.all, s.test)
+		fmt.Printf("**%s**: %s. %d messages to learn (%d spam), %d to judge (%d spam).\n\n", s.name, s.about, len(train), spamOf(train), len(test), spamOf(test))
+		fmt.Println("| filter | ROC area | caught at 0.1 % FP | at 0.5 % FP | ms a message |")
+		fmt.Println("|---|---|---|---|---|")
+		levels, err := e.own(train, test, features, one)
+		if err != nil {
+			return err
+		}
+		if !e.alone {
+			if err := e.others(train, test, rules); err != nil {
+				return err
+			}
+		}
+		fmt.Printf("\n%s\n\n", levels)
+	}
+	return nil
+}
+
+func spamOf(all []*message) int {
+	return len(pick(all, func(m *message) bool { return m.spam }))
+}
+
+// row of a table.
+func row(name string, test []*message, score func(*message) float64, one time.Duration) {
+	var judged []classifier.Judged
+	for _, m := range test {
+		judged = append(judged, classifier.Judged{Score: score(m), Spam: m.spam})
+	}
+	q := classifier.Measure(judged)
+	fmt.Printf("| %s | %.4f | %.1f %% | %.1f %% | %.2f |\n", name, q.Area, 100*q.Catch01, 100*q.Catch05, float64(one)/float64(time.Millisecond))
+}
+
+// own classifier: its row, and what it would do with its default thresholds.
+func (e *eval) own(train, test []*message, features map[*message]*classifier.Features, one map[*message]time.Duration) (string, error) {
+	model, err := classifier.Train(examplesOf(train, features), classifier.Settings{}, time.Now())
+	if err != nil {
+		return "", err
+	}
+	row("contentfilter", test, func(m *message) float64 { return model.Score(features[m]) }, mean(test, one))
+	var file bytes.Buffer
+	if err := model.Write(&file); err != nil {
+		return "", err
+	}
+	refused := map[bool]int{}
+	for _, m := range test {
+		if classifier.SCL(model.Probability(features[m])) >= 7 {
+			refused[m.spam]++
+		}
+	}
+	spam := spamOf(test)
+	return fmt.Sprintf("With the default `reject_at = 7` contentfilter refuses %.1f %% of the spam and %d of %d wanted messages. Its median message takes %.2f ms; the model has %.1f MB.",
+		100*float64(refused[true])/float64(spam), refused[false], len(test)-spam, float64(median(test, one))/float64(time.Millisecond), float64(file.Len())/1e6), nil
+}
+
+// others are the rivals on the same mail.
+func (e *eval) others(train, test []*message, rules scores) error {
+	fields := func(m *message) []byte { return bytes.Join([][]byte{onlyFields(m.header), m.body}, []byte("\r\n")) }
+	for _, way := range []struct {
+		name  string
+		write func(*message) []byte
+	}{{"bogofilter", (*message).whole}, {"bogofilter, given only the fields that contentfilter reads", fields}} {
+		got, err := bogofilter(e.scratch, train, test, way.write)
+		if err != nil {
+			return err
+		}
+		row(way.name, test, func(m *message) float64 { return got.of[m] }, got.one)
+	}
+	row("SpamAssassin, local rules", test, func(m *message) float64 { return rules.of[m] }, rules.one)
+	return nil
+}
+
+// read the features of messages, and how much processor time each takes, with all that comes before: MIME, HTML,
+// charsets. Only the sum over the weights comes later, which is a hundredth of it.
+func (e *eval) read(ctx context.Context, all []*message, recipe classifier.Recipe) (map[*message]*classifier.Features, map[*message]time.Duration, error) {
+	features, one := map[*message]*classifier.Features{}, map[*message]time.Duration{}
+	runtime.LockOSThread() // whose clock is read
+	defer runtime.UnlockOSThread()
+	for _, m := range all {
+		start := used()
+		f, err := featuresOf(ctx, m, m.header, recipe)
+		if err != nil {
+			return nil, nil, err
+		}
+		features[m], one[m] = f, used()-start
+	}
+	return features, one, nil
+}
+
+// used processor time of this thread: other work of the machine does not count.
+func used() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
+func featuresOf(ctx context.Context, m *message, header []byte, recipe classifier.Recipe) (*classifier.Features, error) {
+	d, err := classifier.Read(ctx, header, bytes.NewReader(m.body))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", m.name, err)
+	}
+	return d.Features(recipe, false), nil
+}
+
+// sameWithoutLeaks shows that no header field that could tell where mail was collected is looked at: without Received,
+// Message-ID, Date, List-*, X-* and all others the features are the same.
+func (e *eval) sameWithoutLeaks(ctx context.Context, features map[*message]*classifier.Features) error {
+	for _, m := range e.all {
+		f, err := featuresOf(ctx, m, onlyFields(m.header), classifier.Standard)
+		if err != nil {
+			return err
+		}
+		if !slices.Equal(f.Text, features[m].Text) || !slices.Equal(f.Shape, features[m].Shape) {
+			return fmt.Errorf("%s has other features without the header fields that contentfilter is said not to read", m.name)
+		}
+	}
+	fmt.Printf("Ablation: with all header fields removed but %q, not one feature of %d messages changes.\n\n", classifier.Fields(), len(e.all))
+	return nil
+}
+
+func examplesOf(all []*message, features map[*message]*classifier.Features) []classifier.Example {
+	out := make([]classifier.Example, len(all))
+	for i, m := range all {
+		out[i] = classifier.Example{Features: features[m], Spam: m.spam}
+	}
+	return out
+}
+
+func mean(all []*message, one map[*message]time.Duration) time.Duration {
+	sum := time.Duration(0)
+	for _, m := range all {
+		sum += one[m]
+	}
+	return sum / time.Duration(max(1, len(all)))
+}
+
+func median(all []*message, one map[*message]time.Duration) time.Duration {
+	var each []time.Duration
+	for _, m := range all {
+		each = append(each, one[m])
+	}
+	slices.Sort(each)
+	return each[len(each)/2]
+}
+
+// recipes compares kinds of tokens: ROC area and catch at 0.1 % and 0.5 % false positives on every split.
+func (e *eval) recipes(ctx context.Context) error {
+	fmt.Print("| tokens |")
+	for _, s := range splits {
+		fmt.Printf(" %s |", s.name)
+	}
+	fmt.Println(" ms |\n|---|---|---|---|---|---|---|---|")
+	for _, r := range []struct {
+		name   string
+		recipe classifier.Recipe
+	}{
+		{"words", classifier.Words},
+		{"words, pairs", classifier.Words | classifier.Pairs},
+		{"words, pairs, sparse pairs", classifier.Words | classifier.Pairs | classifier.Skips},
+		{"4 characters", classifier.Grams},
+		{"shape", classifier.Shape},
+		{"words, shape", classifier.Words | classifier.Shape},
+		{"words, pairs, shape", classifier.Words | classifier.Pairs | classifier.Shape},
+		{"words, pairs, sparse pairs, shape", classifier.Words | classifier.Pairs | classifier.Skips | classifier.Shape},
+		{"words, pairs, 4 characters, shape", classifier.Words | classifier.Pairs | classifier.Grams | classifier.Shape},
+	} {
+		features, one, err := e.read(ctx, e.all, r.recipe)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("| %s |", r.name)
+		for _, s := range splits {
+			model, err := classifier.Train(examplesOf(pick(e.all, s.train), features), classifier.Settings{Recipe: r.recipe}, time.Now())
+			if err != nil {
+				return err
+			}
+			var judged []classifier.Judged
+			for _, m := range pick(e.all, s.test) {
+				judged = append(judged, classifier.Judged{Score: model.Score(features[m]), Spam: m.spam})
+			}
+			q := classifier.Measure(judged)
+			fmt.Printf(" %.4f, %.1f, %.1f |", q.Area, 100*q.Catch01, 100*q.Catch05)
+		}
+		fmt.Printf(" %.2f |\n", float64(mean(e.all, one))/float64(time.Millisecond))
+	}
+	return nil
+}
