@@ -57,14 +57,15 @@ const (
 const (
 	stampRefusal = "refusal" // why this client is refused
 	stampAsked   = "asked"   // the DNS lists have been asked
+	stampAllowed = "allowed" // it is on an allow list: its own bypass does not keep this agent away
 )
 
 func (f *Filter) subscribe(r *sdk.Registrar) {
 	f.machine = sdk.UseTable[blocked](r, "ip-block", sdk.Key(sdk.Client), sdk.LongestPrefix(), sdk.OnlyAt(sdk.OnConnect, sdk.OnEndOfHeaders))
-	leave := sdk.MayChange(sdk.Stamps(stampRefusal, stampAsked))
+	leave := sdk.MayChange(sdk.Stamps(stampRefusal, stampAsked, stampAllowed))
 	r.OnConnect(leave, sdk.MayBypass)
-	r.OnMail(sdk.ReadsOwnStamps(stampRefusal, stampAsked), leave, sdk.MayBypass, sdk.Waits)
-	r.OnRcpt(sdk.ReadsOwnStamps(stampRefusal), sdk.MayChange(sdk.Verdicts))
+	r.OnMail(sdk.ReadsOwnStamps(stampRefusal, stampAsked, stampAllowed), leave, sdk.MayBypass, sdk.Waits)
+	r.OnRcpt(sdk.ReadsOwnStamps(stampRefusal, stampAllowed), sdk.MayChange(sdk.Verdicts))
 	r.OnEndOfHeaders(sdk.ReadsHeaders("Received"), sdk.MayChange(sdk.Verdicts), sdk.MayBypass)
 	if len(f.providers) == 0 {
 		r.Skip(sdk.OnMail)
@@ -95,7 +96,7 @@ func (f *Filter) OnConnect(_ context.Context, e *sdk.ConnectEvent) sdk.Verdict {
 // OnMail asks the DNS lists, once a session.
 func (f *Filter) OnMail(ctx context.Context, e *sdk.MailEvent) sdk.Verdict {
 	ip := e.Session.Client.Addr
-	if e.OwnStamp(stampAsked) != "" || e.OwnStamp(stampRefusal) != "" || f.relayed(ip) {
+	if e.OwnStamp(stampAsked)+e.OwnStamp(stampRefusal)+e.OwnStamp(stampAllowed) != "" || f.relayed(ip) {
 		return sdk.Continue()
 	}
 	return f.askLists(ctx, ip).session().StampSession(stampAsked, "1")
@@ -103,6 +104,9 @@ func (f *Filter) OnMail(ctx context.Context, e *sdk.MailEvent) sdk.Verdict {
 
 // OnRcpt refuses the recipients of a client that was judged before, or does not wait for replies.
 func (f *Filter) OnRcpt(_ context.Context, e *sdk.RcptEvent) sdk.Verdict {
+	if e.OwnStamp(stampAllowed) != "" {
+		return sdk.Continue()
+	}
 	j := f.judgeManners(e.Session)
 	if stamp := e.OwnStamp(stampRefusal); stamp != "" {
 		if err := json.Unmarshal([]byte(stamp), &j); err != nil {
@@ -202,7 +206,7 @@ const (
 func (j judgement) session() sdk.Verdict {
 	switch j.kind {
 	case allowed:
-		return sdk.Bypass(sdk.Antispam, sdk.InSession).Because(j.Reason, j.Data)
+		return sdk.Bypass(sdk.Antispam, sdk.InSession).Because(j.Reason, j.Data).StampSession(stampAllowed, "1")
 	case refused:
 		stamp, err := json.Marshal(j)
 		if err != nil {

@@ -200,13 +200,14 @@ func TestClientsThatDoNotWait(t *testing.T) {
 		"waits":               {ip: "192.0.2.1", facts: func(*session) {}},
 		"ignored":             {config: `early_talkers = "ignore"`, ip: "192.0.2.1", facts: func(s *session) { s.EarlyTalk = true }},
 		"loopback":            {ip: "::1", facts: func(s *session) { s.EarlyTalk = true }},
+		"on the allow list":   {config: "allow_list {\n networks = [\"192.0.2.1\"]\n}", ip: "192.0.2.1", facts: func(s *session) { s.EarlyTalk = true }},
 		"a user":              {ip: "192.0.2.1", facts: func(s *session) { s.EarlyTalk, s.Trust = true, sdk.User }},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			a := agenttest.Start(t, New, test.config+"\nbypassed_recipients = [\"abuse@y.example\"]", agenttest.WithInfo(info()))
 			s := a.From(test.ip).With(test.facts)
-			s.Connect().WantContinue()
+			s.Connect()
 			if o := s.Rcpt("s@x.example", "r@y.example"); test.reason == "" {
 				o.WantContinue()
 			} else {

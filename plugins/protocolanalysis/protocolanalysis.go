@@ -255,6 +255,9 @@ func (a *Analysis) OnDisconnect(ctx context.Context, e *sdk.DisconnectEvent) sdk
 // OnSchedule halves what was counted, so that what a source did long ago weighs less than what it does now.
 func (a *Analysis) OnSchedule(_ context.Context, e *sdk.ScheduleEvent) sdk.Verdict {
 	v := sdk.Continue()
+	if e.Last.IsZero() { // the first time is when the agent is new
+		return v
+	}
 	for row := range a.reputation.Rows(e) {
 		v = v.Write(a.halve(row, e.Time)...)
 	}

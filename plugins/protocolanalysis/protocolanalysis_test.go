@@ -326,6 +326,7 @@ func TestHalfLife(t *testing.T) {
 	a.PutRow("reputation", "192.0.2.7", `{"high":9,"low":1,"harvests":2,"another":5}`, 10*time.Hour)
 	a.PutRow("reputation", "192.0.2.8", `{"sessions":4}`, 0)
 	expires := a.Now().Add(10 * time.Hour)
+	a.Schedule().WantVerdict("continue") // the first time, when the agent is new
 	a.Advance(time.Hour)
 	a.Schedule().WantVerdict("continue")
 	rows := a.Rows("reputation")

@@ -44,7 +44,8 @@ type Agent struct {
 	pair          *world // two processes, in turn
 	single        *world // one process
 	now           time.Time
-	faults        []string // that no Want has asked for
+	scheduled     time.Time // when Schedule was called last
+	faults        []string  // that no Want has asked for
 	sessions      int
 	events        int
 }

@@ -312,7 +312,7 @@ func firstAddress(fields []*agentpb.HeaderField) []byte {
 	return []byte(local + "@" + strings.ToLower(domain))
 }
 
-// Schedule raises OnSchedule, with the rows of the tables that the agent uses, in one page.
+// Schedule raises OnSchedule, with the rows of the tables that the agent uses, in one page. It last ran at the call before.
 func (a *Agent) Schedule() *Outcome {
 	a.t.Helper()
 	s := &Session{agent: a}
@@ -322,6 +322,10 @@ func (a *Agent) Schedule() *Outcome {
 			arguments.Rows = append(arguments.Rows, a.pair.row(use, uint32(i), row.Key, 0))
 		}
 	}
+	if !a.scheduled.IsZero() {
+		arguments.LastUnixNanos = a.scheduled.UnixNano()
+	}
+	a.scheduled = a.now
 	e := &agentpb.Event{Kind: sdk.OnSchedule}
 	e.Arguments = &agentpb.Arguments{Event: &agentpb.Arguments_Schedule{Schedule: arguments}}
 	return a.raise(s, e)
