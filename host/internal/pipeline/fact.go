@@ -11,14 +11,37 @@ import (
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
-// maxFacts is how many facts may wait for one agent, over all sessions. More are dropped and counted.
-const maxFacts = 4096
+// Bounds of the facts that wait for one agent, over all sessions. More are dropped and counted.
+const (
+	maxFacts     = 4096
+	maxFactBytes = 32 << 20
+)
 
 // factQueue counts the facts of one agent.
 type factQueue struct {
 	waiting atomic.Int64
+	bytes   atomic.Int64
 	dropped atomic.Uint64
 }
+
+// take makes room for a fact of that many bytes, or counts it as dropped.
+func (q *factQueue) take(bytes int64) bool {
+	n, held := q.waiting.Add(1), q.bytes.Add(bytes)
+	if n <= maxFacts && (held <= maxFactBytes || n == 1) {
+		return true
+	}
+	q.release(bytes)
+	q.dropped.Add(1)
+	return false
+}
+
+func (q *factQueue) release(bytes int64) {
+	q.waiting.Add(-1)
+	q.bytes.Add(-bytes)
+}
+
+// factBytes is what a fact that waits keeps in memory.
+func (q *question) factBytes() int64 { return int64(len(q.request.Facts) + len(q.request.Own)) }
 
 func (p *Pipeline) factQueue(agent string) *factQueue {
 	if q, ok := p.queues.Load(agent); ok {
@@ -83,9 +106,7 @@ func (c *Conversation) Tell(ev *Event) {
 // enqueue puts a fact into its agent's lane, and starts the lane when it stands still.
 func (c *Conversation) enqueue(q *question) {
 	count := c.pipeline.factQueue(q.name)
-	if count.waiting.Add(1) > maxFacts {
-		count.waiting.Add(-1)
-		count.dropped.Add(1)
+	if !count.take(q.factBytes()) {
 		return
 	}
 	f := &c.facts
@@ -112,8 +133,9 @@ func (c *Conversation) runLane(agent string, l *lane, count *factQueue) {
 		if q == nil {
 			return
 		}
+		bytes := q.factBytes()
 		q.tell()
-		count.waiting.Add(-1)
+		count.release(bytes)
 	}
 }
 
