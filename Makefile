@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PROTOC_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
-.PHONY: build run test check generate bench crash fuzz clean
+.PHONY: build run test check generate bench eval-contentfilter crash fuzz clean
 
 build: ## the host at bin/postern, each agent at bin/agents/NAME
 	@mkdir -p bin/agents
@@ -53,6 +53,10 @@ bench: build ## what docs/performance.md shows: messages relayed, memory, agent 
 	go run ./bench -memory
 	go test -run xxx -bench Event -benchtime 50000x ./host/internal/agent
 	go test -run xxx -bench Commit -benchtime 2s ./host/internal/queue
+
+eval-contentfilter: ## the content filter beside bogofilter and SpamAssassin on mail split by source and time: docs/contentfilter.md
+	@command -v bogofilter spamassassin >/dev/null || { echo 'apt-get install bogofilter spamassassin'; exit 1; }
+	go run ./bench/contentfilter $(EVALFLAGS)
 
 crash: build ## 1,000 kills under load, reconciled; 10,000 crashes of agents that leave nothing
 	POSTERN_CRASH_ROUNDS=1000 go test -count 1 -v -timeout 60m -run TestCrash ./test

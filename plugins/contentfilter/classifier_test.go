@@ -178,7 +178,7 @@ func TestModelMistakes(t *testing.T) {
 	long := filepath.Join(dir, "long")
 	write(t, long, "ok\n"+strings.Repeat("x", 300)+"\n")
 	for config, want := range map[string]string{
-		fmt.Sprintf("model = %q", filepath.Join(dir, "none")):              "model: there is no file",
+		fmt.Sprintf("model = %q", filepath.Join(dir, "none")):              "warning: model: there is no file",
 		fmt.Sprintf("model = %q", broken):                                  "model: " + broken + ": no model of this agent",
 		fmt.Sprintf("good_phrase_files = [%q]", long):                      "good_phrase_files: " + long + ", line 2: phrase of 300 characters",
 		fmt.Sprintf("bad_phrase_files = [%q]", filepath.Join(dir, "none")): "bad_phrase_files: open",

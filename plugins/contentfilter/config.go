@@ -77,8 +77,8 @@ func (f *Filter) Close() {
 	}
 }
 
-// newBrain reads the model and the phrases in files. A model that the configuration names must be there and whole. Of
-// the agent's own folder a broken one is not worth a mail server that does not start.
+// newBrain reads the model and the phrases in files. A model that the configuration names must be whole, if it is there.
+// A broken one of the agent's own folder is not worth a mail server that does not start.
 func newBrain(r *sdk.Registrar, cfg Config) (*brain, error) {
 	b := &brain{modelPath: modelPath(cfg, r.StateDir()), goodFiles: cfg.GoodPhraseFiles, badFiles: cfg.BadPhraseFiles}
 	if cfg.Learn {
@@ -94,12 +94,13 @@ func newBrain(r *sdk.Registrar, cfg Config) (*brain, error) {
 	err := b.readModel()
 	switch {
 	case cfg.Model != "" && err == nil && b.base == nil:
-		return nil, r.At("model").Errorf("there is no file %s; the command train makes one", cfg.Model)
+		r.At("model").Warn(fmt.Sprintf("there is no file %s yet: messages are rated by rules alone until the command train has made it", cfg.Model))
 	case cfg.Model != "" && err != nil:
 		return nil, r.At("model").Error(err)
 	case err != nil:
 		r.Warn(fmt.Sprintf("the model cannot be used; messages are rated by rules alone: %v", err))
-	case b.base == nil && !r.Validating():
+	}
+	if b.base == nil && !r.Validating() {
 		r.Logger().Warn("no model: messages are rated by rules alone; make one of sorted mail with `postern agent run " + r.Instance() + " -- train --spam PATH --ham PATH`")
 	}
 	return b, nil

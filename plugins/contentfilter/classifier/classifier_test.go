@@ -107,7 +107,7 @@ func TestFile(t *testing.T) {
 	if a, b := m.Score(f), back.Score(f); math.Abs(a-b) > 1e-3 || !back.Trained.Equal(m.Trained) || back.Spam != 30 || back.Recipe != Standard {
 		t.Errorf("score %g, after reading %g: %+v", a, b, back)
 	}
-	if rest, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); err != nil || len(rest) > 0 {
+	if rest, err := filepath.Glob(path + ".*"); err != nil || len(rest) > 0 {
 		t.Errorf("left behind: %v %v", rest, err)
 	}
 }

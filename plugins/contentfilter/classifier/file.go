@@ -9,8 +9,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -56,17 +56,19 @@ func (m *Model) Write(w io.Writer) error {
 	return err
 }
 
-// Save the model to a file, which is replaced at once or not at all.
+// Save the model to a file, which is replaced at once or not at all. Everybody may read it who can reach the folder: who
+// trains and who rates may be different users.
 func (m *Model) Save(path string) error {
-	temp, err := os.CreateTemp(filepath.Dir(path), ".model-*")
+	name := fmt.Sprintf("%s.%08x", path, rand.Uint32())
+	temp, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(temp.Name())
-	if err := errors.Join(m.Write(temp), temp.Sync(), temp.Chmod(0o640), temp.Close()); err != nil {
+	defer os.Remove(name)
+	if err := errors.Join(m.Write(temp), temp.Sync(), temp.Close()); err != nil {
 		return fmt.Errorf("writing the model: %w", err)
 	}
-	return os.Rename(temp.Name(), path)
+	return os.Rename(name, path)
 }
 
 // Load a model from a file.
