@@ -71,7 +71,12 @@ type turn struct {
 	began    time.Time
 	ceded    time.Time // when nobody owned the data directory from
 	quiesced []*member
+	late     *time.Timer // nil: not ceded
 }
+
+// gapLimit is how long new connections are taken while nobody owns the data directory. What comes later waits for the
+// owner: it would only have more to pick up before it is one.
+const gapLimit = 2 * time.Second
 
 // Quiesce implements handover.Owner. While an agent is away nothing may need it: no connections are taken, those who
 // come wait, and sessions end with 421 after the message they are at.
@@ -114,6 +119,11 @@ func (t *turn) Cede(context.Context) error {
 	}
 	h.disown(ctx)
 	h.behind = nil
+	t.late = time.AfterFunc(gapLimit, func() {
+		for _, c := range h.receivers() {
+			c.Pause()
+		}
+	})
 	return failed
 }
 
@@ -121,6 +131,9 @@ func (t *turn) Cede(context.Context) error {
 func (t *turn) Resume() error {
 	h := t.host
 	ctx := context.Background()
+	if t.late != nil {
+		t.late.Stop()
+	}
 	h.agents.resume(t.quiesced)
 	if !t.ceded.IsZero() {
 		if err := h.own(ctx); err != nil {

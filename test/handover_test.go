@@ -9,6 +9,7 @@ import (
 	"math/rand"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -636,16 +637,12 @@ func TestDrainer(t *testing.T) {
 	id := reply[strings.LastIndexByte(reply, '[')+1 : strings.LastIndexByte(reply, ']')]
 	r.WaitFor("the message", func() bool { return len(sink.Messages()) == 1 })
 
-	var story string
-	r.WaitFor("the story of the message", func() bool {
-		story, _ = r.Postern("why", id)
-		return strings.Contains(story, "b@example.org") && strings.Contains(story, "deliver")
-	})
-	if !strings.Contains(story, "127.0.0.1") {
-		t.Errorf("the story does not begin where the message came in:\n%s", story)
-	}
-	if n := r.receipts()[id]; n != 1 {
-		t.Errorf("the ledger has the receipt %d times", n)
+	r.WaitFor("the line of the ledger", func() bool { return r.receipts()[id] > 0 })
+	story := r.MustPostern("why", id)
+	for _, want := range []string{"client.example", "a@sender.example", sink.Addr} { // from its beginning to its end
+		if !strings.Contains(story, want) {
+			t.Errorf("the story has no %s:\n%s", want, story)
+		}
 	}
 	var row struct{ Value string }
 	r.JSON(&row, "table", "get", "one/seen", "all")
@@ -657,6 +654,9 @@ func TestDrainer(t *testing.T) {
 	idle.Want("421 4.3.2") // its time is over
 	idle.WantClosed()
 	c.Want("421 4.3.2")
+	if n := r.receipts()[id]; n != 1 {
+		t.Errorf("the ledger has the receipt %d times", n)
+	}
 	r.WaitFor("the end of the drainer", func() bool { return !alive(former) })
 	r.WaitFor("the end of its folder", func() bool {
 		left, _ := filepath.Glob(filepath.Join(r.Dir, "data", "incoming", "*"))
@@ -750,4 +750,79 @@ func TestDrainCommand(t *testing.T) {
 	r.WaitFor("the message", func() bool { return len(sink.Messages()) == 1 })
 	r.MustPostern("restart")
 	r.Greeted().Do("QUIT", "221")
+}
+
+// TestRestartExclusive: an agent that owns what only one process can have never works in two. Clients that come
+// meanwhile wait, sessions end with 421 between two messages, and when the restart fails the agent is there again.
+func TestRestartExclusive(t *testing.T) {
+	sink := rig.StartSink(t)
+	porter := strings.NewReplacer("config {", "environment = { MOCK_EXCLUSIVE = \"port\" }\n  config {\n    record = \"events\"").Replace(counter)
+	r := restartingHost(t, sink.Addr, porter)
+	books := &books{promised: map[string]bool{}, resent: map[string]bool{}, arrived: map[string][]int{}}
+	f := lightFire(r.Addr, books, 8)
+	idle := r.Greeted()
+	whole := r.configText()
+	restart := func(hcl string, succeeds bool) {
+		t.Helper()
+		r.mustWrite(r.Config, whole+hcl, 0o600)
+		if out, err := r.Postern("restart"); (err == nil) != succeeds {
+			t.Errorf("%v, %s", err, out)
+		}
+	}
+	restart(mockAgent("two", 20, `invalid = "no"`), false)
+	idle.Do("NOOP", "250") // what fails before the agent must go touches nobody
+	restart(strings.Replace(mockAgent("two", 20, "never_ready = true"), "{\n", "{\n  start_timeout = \"2s\"\n", 1), false)
+	idle.Want("421 4.3.2") // the agent had gone by then
+	idle = r.Greeted()
+	restart("", true)
+	idle.Want("421 4.3.2")
+	r.Greeted().Message("a@sender.example", "b@example.org", "Subject: last\r\n\r\ntext\r\n")
+	f.putOut()
+
+	if turns := r.workers(filepath.Join(r.Dir, "data", "agents", "one", "events")); len(turns) != 3 {
+		t.Errorf("the processes of the agent took turns like this: %v", turns) // the first, the one after the failure, the new one
+	}
+	if len(f.tally.refused) > 0 {
+		t.Errorf("a connection was refused: %s", f.tally.refused[0])
+	}
+	for _, n := range f.tally.negative {
+		if !strings.Contains(n, "421 4.3.2") {
+			t.Errorf("a client met with %s", n)
+		}
+	}
+	if len(books.promised) == 0 {
+		t.Error("no message was accepted")
+	}
+	t.Log(&f.tally)
+}
+
+// workers are the processes that have written to a record of the mock agent, a new entry each time another one writes.
+func (r *restarting) workers(record string) (turns []string) {
+	r.t.Helper()
+	text, err := os.ReadFile(record)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		before, _, _ := strings.Cut(line, "{")
+		words := strings.Fields(before)
+		if pid := words[len(words)-1]; len(turns) == 0 || turns[len(turns)-1] != pid {
+			turns = append(turns, pid)
+		}
+	}
+	return turns
+}
+
+// TestSecondHost: the data directory of a running host is refused, with its pid.
+func TestSecondHost(t *testing.T) {
+	r := restartingHost(t, "127.0.0.1:1")
+	out, err := exec.Command(r.Binary, "serve", "--config", r.Config).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), fmt.Sprintf("pid %d", r.owner())) {
+		t.Errorf("got %v, %s", err, out)
+	}
+	if err := syscall.Kill(r.owner(), syscall.SIGUSR2); err != nil { // the other way to order a restart
+		t.Fatal(err)
+	}
+	before := r.owner()
+	r.WaitFor("another owner", func() bool { return r.owner() != before })
 }

@@ -4,6 +4,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/posternmail/postern/sdk"
@@ -13,8 +14,9 @@ func main() {
 	startBadly(os.Getenv("MOCK_START"))
 	sdk.Main(sdk.Info{
 		Name: "mock", Version: version(), Category: sdk.Other,
-		Summary:      "does whatever a test asks of it",
-		SharedStamps: []string{"scl", "pcl", "srl", "auth.spf", "auth.dkim", "auth.dmarc", "av.status"},
+		Summary:            "does whatever a test asks of it",
+		SharedStamps:       []string{"scl", "pcl", "srl", "auth.spf", "auth.dkim", "auth.dmarc", "av.status"},
+		ExclusiveResources: strings.Fields(os.Getenv("MOCK_EXCLUSIVE")),
 		Commands: []sdk.Command{
 			{Name: "echo", Summary: "prints its arguments and configuration", Run: echo},
 		},
