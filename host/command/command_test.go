@@ -118,7 +118,7 @@ func TestGolden(t *testing.T) {
 		"track": {"track", "track --event reject", "track --recipient bob@example.org --limit 1", "track --sender <> --json",
 			"track --agent connfilter", "track --from 2031-05-06T12:00:00.1Z", "track --from tomorrow", "track --event rejcet", "track --sender nobody@a.example"},
 		"why": {"why " + message, "why " + session, "why [" + session + ".2]", "why <m1@a.example>", "why 06azv5q8e0cccccc", "why " + session + ".2 --json"},
-		"table": {"table list", "table list greylist --limit 2", "table list greylist --prefix 192.0.2.4", "table list nothing",
+		"table": {"table list", "table list greylist --limit 2", "table list greylist --prefix 192.0.2.4", "table list reputation", "table list nothing", "table set ip-blok 192.0.2.1",
 			"table get ip-block 198.51.100.77", "table set ip-block 203.0.113.0/24 --ttl 30d", "table get ip-block 203.0.113.5 --json",
 			"table set ip-block x {", "table set ip-block 192.0.2.1.4", "table set recipients a@b.example", "table delete ip-block 203.0.113.0/24", "table delete ip-block 203.0.113.0/24",
 			"table import ip-block testdata/block.txt", "table import ip-block testdata/block.csv --ttl 1d", "table import ip-block testdata/block.jsonl --json",

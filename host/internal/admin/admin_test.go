@@ -160,7 +160,7 @@ func TestListsAreNeverNull(t *testing.T) {
 	}
 	defer server.Close()
 	c := admin.NewClient(socket)
-	for _, path := range []string{"/v1/agents", "/v1/pipeline", "/v1/track?sender=nobody%40x.example", "/v1/tables/none", "/v1/queue?hop=none"} {
+	for _, path := range []string{"/v1/agents", "/v1/pipeline", "/v1/track?sender=nobody%40x.example", "/v1/tables/reputation", "/v1/queue?hop=none"} {
 		var raw json.RawMessage
 		if err := c.Get(t.Context(), path, nil, &raw); err != nil {
 			t.Errorf("%s: %v", path, err)
@@ -357,13 +357,29 @@ func TestTables(t *testing.T) {
 		"row 1 (a): ttl":                            {{Key: "a", TTL: "soon"}},
 		"4096 are allowed":                          {{Key: "a", Value: `{"x":"` + strings.Repeat("x", 5000) + `"}`}},
 	} {
-		err := failure(t, c.Post(t.Context(), "/v1/tables/new", rows, &admin.Table{}))
+		err := failure(t, c.Post(t.Context(), "/v1/tables/reputation", rows, &admin.Table{}))
 		if err.Status != http.StatusBadRequest || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
 	}
 	if names := get[[]admin.Table](t, c, "/v1/tables", nil); len(names) != 2 {
 		t.Errorf("a list with a mistake was put in part: %+v", names)
+	}
+	for _, name := range []string{"ip-blok", "greylists", "new", "contentfilter/own", "nobody/own"} {
+		path := "/v1/tables/" + url.PathEscape(name)
+		for what, err := range map[string]error{
+			"list":   c.Get(t.Context(), path, nil, &page),
+			"get":    c.Get(t.Context(), path+"/row", url.Values{"key": {"203.0.113.9"}}, &row),
+			"delete": c.Delete(t.Context(), path+"/row", url.Values{"key": {"203.0.113.9"}}, &row),
+			"set":    c.Post(t.Context(), path, []admin.RowWrite{{Key: "203.0.113.9"}}, &admin.Table{}),
+		} {
+			if err := failure(t, err); err.Status != http.StatusNotFound || !strings.Contains(err.Error(), "no table") || err.Hint == "" {
+				t.Errorf("%s %s: %v", what, name, err)
+			}
+		}
+	}
+	if err := failure(t, c.Get(t.Context(), "/v1/tables/ip-blok", nil, &page)); err.Hint != `did you mean "ip-block"?` {
+		t.Errorf("%q", err.Hint)
 	}
 	err := failure(t, c.Post(t.Context(), "/v1/tables/recipients", []admin.RowWrite{{Key: "a"}}, &admin.Table{}))
 	if err.Status != http.StatusConflict || err.Hint == "" {

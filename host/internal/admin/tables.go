@@ -3,6 +3,7 @@ package admin
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/tables"
 )
 
@@ -22,12 +24,53 @@ func (a *api) tables(*http.Request) (any, error) {
 	return list, nil
 }
 
+// tableOf is the table that a request names. A name that is no table's is most likely mistyped: its rows would be read by
+// nobody.
+func (a *api) tableOf(r *http.Request) (string, error) {
+	name := r.PathValue("table")
+	known := a.tableNames()
+	if slices.Contains(known, name) || a.mayHave(name) {
+		return name, nil
+	}
+	hint := "postern table list shows those that have rows; those of an agent are called AGENT/NAME"
+	if near := config.Suggestion(name, known); near != "" {
+		hint = strings.TrimPrefix(near, "; ")
+	}
+	return "", &failure{http.StatusNotFound, Problem{Error: fmt.Sprintf("there is no table %q", name), Hint: hint}}
+}
+
+// tableNames are the tables with rows, the host's own and those that agents declare.
+func (a *api) tableNames() []string {
+	names := append(slices.Collect(maps.Keys(a.Tables.Names())), slices.Collect(maps.Keys(pipeline.SharedTables()))...)
+	for _, one := range a.Agents.List() {
+		for _, e := range one.Events {
+			for _, what := range slices.Concat(e.Reads, e.Changes) {
+				if table, ok := strings.CutPrefix(what, "table "); ok {
+					names = append(names, pipeline.TableName(one.Name, table))
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// mayHave reports whether name is in the realm of an agent that does not run, so that nobody can tell what it declares.
+func (a *api) mayHave(name string) bool {
+	label, _, found := strings.Cut(name, "/")
+	return found && slices.ContainsFunc(a.Agents.List(), func(one Agent) bool { return one.Name == label && len(one.Events) == 0 })
+}
+
 func (a *api) rows(r *http.Request) (any, error) {
+	table, err := a.tableOf(r)
+	if err != nil {
+		return nil, err
+	}
 	limit, err := limitOf(r)
 	if err != nil {
 		return nil, err
 	}
-	page := Rows{Table: r.PathValue("table"), Rows: []Row{}}
+	page := Rows{Table: table, Rows: []Row{}}
 	prefix := r.FormValue("prefix")
 	a.Tables.List(page.Table, r.FormValue("after"), func(row tables.Row) bool {
 		if !strings.HasPrefix(row.Key, prefix) {
@@ -54,7 +97,11 @@ func describeRow(row tables.Row) Row {
 // row answers with the row under a key, or, unless exact is asked for, with the longest prefix that holds it where
 // the key is an address.
 func (a *api) row(r *http.Request) (any, error) {
-	table, key := r.PathValue("table"), r.FormValue("key")
+	table, err := a.tableOf(r)
+	if err != nil {
+		return nil, err
+	}
+	key := r.FormValue("key")
 	row, found := a.Tables.Get(table, key)
 	if !found && r.FormValue("exact") == "" {
 		if addr, err := netip.ParseAddr(key); err == nil {
@@ -68,7 +115,11 @@ func (a *api) row(r *http.Request) (any, error) {
 }
 
 func (a *api) deleteRow(r *http.Request) (any, error) {
-	table, key := r.PathValue("table"), r.FormValue("key")
+	table, err := a.tableOf(r)
+	if err != nil {
+		return nil, err
+	}
+	key := r.FormValue("key")
 	row, found := a.Tables.Get(table, key)
 	if !found {
 		return nil, notFound("table %s has no row %q", table, key)
@@ -79,7 +130,10 @@ func (a *api) deleteRow(r *http.Request) (any, error) {
 
 // putRows puts all rows of the request, or none where one is wrong.
 func (a *api) putRows(r *http.Request) (any, error) {
-	table := r.PathValue("table")
+	table, err := a.tableOf(r)
+	if err != nil {
+		return nil, err
+	}
 	if err := checkTable(table); err != nil {
 		return nil, err
 	}

@@ -157,7 +157,7 @@ func (l *loader) buildWhen(n *node) When {
 	}
 	n.each("connectors", func(_ int, s string, at hcl.Range) {
 		if !slices.Contains(names, s) && !l.broken {
-			l.diags.errorf(at, "there is no receive_connector %q%s", s, suggestion(s, names))
+			l.diags.errorf(at, "there is no receive_connector %q%s", s, Suggestion(s, names))
 		}
 	})
 	return when
@@ -327,7 +327,7 @@ func (l *loader) bundledCommand(n *node) []string {
 	if n.set("plugin") {
 		at = n.rangeOf("plugin")
 	}
-	if near := suggestion(plugin, programs(dir)); near != "" {
+	if near := Suggestion(plugin, programs(dir)); near != "" {
 		l.diags.errorf(at, "there is no bundled agent %q%s", plugin, near)
 	} else {
 		l.diags.add(SeverityError, at, fmt.Sprintf("there is no bundled agent %q: %v", plugin, err), `Name another with plugin = "...", or its program with command = ["..."].`)

@@ -191,7 +191,7 @@ func (l *loader) checkTLSReference(n *node) {
 		names = append(names, block.label())
 	}
 	if name := n.str("tls"); !slices.Contains(names, name) && !l.broken {
-		near := suggestion(name, names)
+		near := Suggestion(name, names)
 		if near == "" && len(names) == 0 {
 			near = fmt.Sprintf("; add tls %q { }", name)
 		}

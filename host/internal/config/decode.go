@@ -221,7 +221,7 @@ func hint(typ *blockType, name string, known []string) string {
 	if typ.name == "" {
 		known = append(known, "locals")
 	}
-	return suggestion(name, known)
+	return Suggestion(name, known)
 }
 
 func labelHint(typ *blockType) string { return strings.Repeat(` "..."`, len(typ.labels)) }

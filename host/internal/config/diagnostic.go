@@ -269,7 +269,7 @@ func (d *Diagnostics) addHCL(found hcl.Diagnostics) {
 func failedCall(one *hcl.Diagnostic) (string, bool) {
 	if call, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallUnknownDiagExtra](one); ok {
 		name := call.CalledFunctionName()
-		return fmt.Sprintf("there is no function %q%s", name, suggestion(name, functionNames())), true
+		return fmt.Sprintf("there is no function %q%s", name, Suggestion(name, functionNames())), true
 	}
 	call, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallDiagExtra](one)
 	if !ok || call.FunctionCallError() == nil {
@@ -336,8 +336,8 @@ func (d *Diagnostics) noteSecret(expr hclsyntax.Expression) {
 	}
 }
 
-// suggestion is `; did you mean "x"?` when a known name is near the given one, otherwise empty.
-func suggestion(given string, known []string) string {
+// Suggestion is `; did you mean "x"?` when a known name is near the given one, otherwise empty.
+func Suggestion(given string, known []string) string {
 	best, distance := "", len(given)/3+2
 	for _, name := range known {
 		if n := levenshtein.Distance(strings.ToLower(given), name, nil); n < distance {

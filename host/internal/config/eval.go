@@ -78,7 +78,7 @@ func (l *loader) names(expr hclsyntax.Expression) bool {
 			good = false
 		case l.locals[name] == nil:
 			at := t[1].SourceRange()
-			l.diags.errorf(at, "there is no local %q%s", name, suggestion(name, l.localNames()))
+			l.diags.errorf(at, "there is no local %q%s", name, Suggestion(name, l.localNames()))
 			good = false
 		}
 	}

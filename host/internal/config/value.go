@@ -282,7 +282,7 @@ func (c *converter) allowed(s string) bool {
 
 // choices offers the nearest allowed value, or lists all.
 func (c *converter) choices(s string) string {
-	if near := suggestion(s, c.option.oneOf); near != "" && !c.secret {
+	if near := Suggestion(s, c.option.oneOf); near != "" && !c.secret {
 		return near
 	}
 	quoted := make([]string, len(c.option.oneOf))
@@ -339,7 +339,7 @@ func (c *converter) object(v cty.Value, want cty.Type, p place) (any, bool) {
 		key, item := it.Element()
 		name := key.AsString()
 		if !want.HasAttribute(name) {
-			c.fail(place{at: p.keyName(name)}, "%s has no %q%s", c.name, name, suggestion(name, attributeNames(want)))
+			c.fail(place{at: p.keyName(name)}, "%s has no %q%s", c.name, name, Suggestion(name, attributeNames(want)))
 			good = false
 			continue
 		}
