@@ -37,36 +37,36 @@ type way struct {
 
 const (
 	accept  = "250 2.6.0 [ID] Queued mail for delivery"
-	hasty   = "timeout = \"400ms\"\n"
-	patient = "timeout = \"30s\"\n"
+	shortTime   = "timeout = \"400ms\"\n"
+	longTime = "timeout = \"30s\"\n"
 )
 
 func atCommands() []way {
 	const event = "OnRcpt"
 	return []way{
-		{name: "exits", item: "item 1: a filter exits and the whole server stops", event: event, arguments: patient, rule: `misbehave = "exit"`,
+		{name: "exits", item: "item 1: a filter exits and the whole server stops", event: event, arguments: longTime, rule: `misbehave = "exit"`,
 			reply: accept, steps: []string{"failed died: exit status 7", "continue"}, restarts: 1},
-		{name: "killed", item: "item 1: a filter is killed", event: event, arguments: patient, rule: `misbehave = "kill"`,
+		{name: "killed", item: "item 1: a filter is killed", event: event, arguments: longTime, rule: `misbehave = "kill"`,
 			reply: accept, steps: []string{"failed died: signal: killed", "continue"}, restarts: 1},
-		{name: "hangs", item: "item 3: the process is alive and answers nothing", event: event, arguments: patient, rule: `misbehave = "hang"`,
+		{name: "hangs", item: "item 3: the process is alive and answers nothing", event: event, arguments: longTime, rule: `misbehave = "hang"`,
 			reply: accept, steps: []string{"failed hung: neither a ping nor an event was answered for 10s", "continue"}, restarts: 1},
-		{name: "panics", item: "item 5: an exception passes the message", event: event, arguments: patient, rule: `misbehave = "panic"`,
+		{name: "panics", item: "item 5: an exception passes the message", event: event, arguments: longTime, rule: `misbehave = "panic"`,
 			reply: unavailable, steps: []string{"failed fault: ", "defer fault: "}},
-		{name: "never", item: "item 14: a timeout without an owner", event: event, arguments: hasty, rule: `misbehave = "never"`,
+		{name: "never", item: "item 14: a timeout without an owner", event: event, arguments: shortTime, rule: `misbehave = "never"`,
 			reply: unavailable, steps: []string{"failed late: no answer within 400ms", "defer late: no answer within 400ms"}},
-		{name: "late", item: "an answer comes late", event: event, arguments: hasty, rule: `misbehave = "late"`,
+		{name: "late", item: "an answer comes late", event: event, arguments: shortTime, rule: `misbehave = "late"`,
 			reply: unavailable, steps: []string{"failed late: no answer within 400ms", "defer late: no answer within 400ms"}, dead: 1},
-		{name: "twice", item: "two answers to one event", event: event, arguments: patient, rule: `misbehave = "twice"`,
+		{name: "twice", item: "two answers to one event", event: event, arguments: longTime, rule: `misbehave = "twice"`,
 			reply: accept, steps: []string{"continue"}, dead: 1},
-		{name: "nonsense", item: "octets that are no protocol", event: event, arguments: patient, rule: `misbehave = "nonsense"`,
+		{name: "nonsense", item: "octets that are no protocol", event: event, arguments: longTime, rule: `misbehave = "nonsense"`,
 			reply: accept, steps: []string{"failed died: ", "continue"}, restarts: 1},
-		{name: "flood-out", item: "item 37: what an agent prints ends the server", event: event, arguments: patient, rule: `misbehave = "flood_stdout"`,
+		{name: "flood-out", item: "item 37: what an agent prints ends the server", event: event, arguments: longTime, rule: `misbehave = "flood_stdout"`,
 			reply: accept, steps: []string{"continue"}},
-		{name: "flood-err", item: "what an agent logs fills the memory and the disk", event: event, arguments: patient, rule: `misbehave = "flood_stderr"`,
+		{name: "flood-err", item: "what an agent logs fills the memory and the disk", event: event, arguments: longTime, rule: `misbehave = "flood_stderr"`,
 			reply: accept, steps: []string{"continue"}},
-		{name: "busy-engine", item: "item 29: a dependency that is away becomes a refusal", event: event, arguments: patient, rule: `action = "undetermined"`,
+		{name: "busy-engine", item: "item 29: a dependency that is away becomes a refusal", event: event, arguments: longTime, rule: `action = "undetermined"`,
 			reply: unavailable, steps: []string{"undetermined", "defer undetermined"}},
-		{name: "rejects", item: "on_failure reject", event: event, arguments: hasty + "on_failure = \"reject\"\n", rule: `misbehave = "never"`,
+		{name: "rejects", item: "on_failure reject", event: event, arguments: shortTime + "on_failure = \"reject\"\n", rule: `misbehave = "never"`,
 			reply: "550 5.7.1 Recipient refused [ID]", steps: []string{"failed late: ", "reject late: "}},
 	}
 }
@@ -74,7 +74,7 @@ func atCommands() []way {
 func atTheEnd() []way {
 	const event = "OnEndOfData"
 	breach := func(name, item, arguments, misbehave, what string) way {
-		return way{name: name, item: item, event: event, arguments: patient + arguments, rule: fmt.Sprintf("misbehave = %q", misbehave),
+		return way{name: name, item: item, event: event, arguments: longTime + arguments, rule: fmt.Sprintf("misbehave = %q", misbehave),
 			reply: unavailable, steps: []string{"defer breach: " + what}, breaches: 1}
 	}
 	return []way{
@@ -85,9 +85,9 @@ func atTheEnd() []way {
 		breach("bad-digest", "item 6: an empty or cut body is accepted", "", "bad_digest", ""),
 		breach("bad-code", "item 49: a code that disagrees with itself", "", "bad_code", ""),
 		breach("forbidden", "an edit that was not granted", "grants = [\"reject\"]\n", "forbidden_edit", ""),
-		{name: "exits", item: "item 4: the filter dies at the end of the message, which passes unseen", event: event, arguments: patient, rule: `misbehave = "exit"`,
+		{name: "exits", item: "item 4: the filter dies at the end of the message, which passes unseen", event: event, arguments: longTime, rule: `misbehave = "exit"`,
 			reply: accept, steps: []string{"failed died: exit status 7", "continue"}, restarts: 1},
-		{name: "two", item: "item 1: two instances, one dies", event: event, arguments: patient + "instances = 2\n", rule: `misbehave = "kill"`,
+		{name: "two", item: "item 1: two instances, one dies", event: event, arguments: longTime + "instances = 2\n", rule: `misbehave = "kill"`,
 			reply: accept, steps: []string{"failed died: signal: killed", "continue"}, restarts: 1},
 	}
 }
@@ -210,7 +210,7 @@ func (w way) checkLedger(t *testing.T, h *rig.Host, id string) {
 
 // TestNobodyAnswers (item 3): all processes are alive and none answers, while there is no mail that could notice it.
 func TestNobodyAnswers(t *testing.T) {
-	h := rig.Start(t, traced+mockWith("victim", 10, "instances = 2\n"+patient, "on \"OnRcpt\" {\n}\n"))
+	h := rig.Start(t, traced+mockWith("victim", 10, "instances = 2\n"+longTime, "on \"OnRcpt\" {\n}\n"))
 	stopped := processes(h, "victim")
 	for _, pid := range stopped {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -232,7 +232,7 @@ func TestNobodyAnswers(t *testing.T) {
 // TestSkipIsAVerdict (items 4 and 28): a message that an agent did not see is stamped, counted, told of in the ledger, the
 // log and the message itself. Nobody outside can say so of a message.
 func TestSkipIsAVerdict(t *testing.T) {
-	h := rig.Start(t, traced+mockWith("scanner", 10, hasty+"on_failure = \"skip\"\n", `
+	h := rig.Start(t, traced+mockWith("scanner", 10, shortTime+"on_failure = \"skip\"\n", `
     on "OnEndOfData" {
       subject   = "unseen"
       misbehave = "never"
@@ -266,7 +266,7 @@ func TestSkipIsAVerdict(t *testing.T) {
 // TestBreakerOpensAndCloses (item 34): an agent that answers nothing costs only the first messages their time, and is
 // asked again by itself.
 func TestBreakerOpensAndCloses(t *testing.T) {
-	h := rig.Start(t, traced+mockWith("victim", 10, hasty, `
+	h := rig.Start(t, traced+mockWith("victim", 10, shortTime, `
     on "OnRcpt" {
       misbehave = "never"
       times     = 6
@@ -300,8 +300,8 @@ func TestBreakerOpensAndCloses(t *testing.T) {
 
 // kept is an agent block of the mock behind a script that can keep it from starting, and one of a neighbour.
 func kept(t *testing.T, arguments, instead string) *rig.Host {
-	h := rig.New(t, traced+mockWith("victim", 10, "command = [\"{dir}/gate\"]\nsandbox {\n  enabled = false\n}\n"+hasty+arguments, "on \"OnRcpt\" {\n}\n")+
-		mockWith("neighbour", 20, patient, "on \"OnMail\" {\n}\n"))
+	h := rig.New(t, traced+mockWith("victim", 10, "command = [\"{dir}/gate\"]\nsandbox {\n  enabled = false\n}\n"+shortTime+arguments, "on \"OnRcpt\" {\n}\n")+
+		mockWith("neighbour", 20, longTime, "on \"OnMail\" {\n}\n"))
 	script := fmt.Sprintf("#!/bin/sh\nif [ -e %s/away ]; then %s; fi\nexec %s/agents/mock \"$@\"\n", h.Dir, instead, rig.Bin(t))
 	if err := os.WriteFile(filepath.Join(h.Dir, "gate"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
@@ -367,7 +367,7 @@ func TestFailedAgent(t *testing.T) {
 // TestPoisonIsReleased (item 2): the message that kills two processes is kept with the evidence, and goes on when an
 // operator says so. The others have gone on before.
 func TestPoisonIsReleased(t *testing.T) {
-	h := rig.Start(t, traced+mockWith("victim", 10, patient, `
+	h := rig.Start(t, traced+mockWith("victim", 10, longTime, `
     on "OnEndOfData" {
       subject   = "poison"
       misbehave = "crash"
@@ -401,7 +401,7 @@ func TestPoisonIsReleased(t *testing.T) {
 
 // TestLeak has an agent grow at each recipient until its limit of memory ends it, again and again. The client sees nothing.
 func TestLeak(t *testing.T) {
-	h := rig.Start(t, traced+mockWith("victim", 10, patient+"sandbox {\n  memory = \"256 MB\"\n}\n", "on \"OnRcpt\" {\n  misbehave = \"leak\"\n}\n"))
+	h := rig.Start(t, traced+mockWith("victim", 10, longTime+"sandbox {\n  memory = \"256 MB\"\n}\n", "on \"OnRcpt\" {\n  misbehave = \"leak\"\n}\n"))
 	c := h.Greeted()
 	c.Do("MAIL FROM:<a@sender.example>", "250")
 	for i := range 80 {
@@ -431,7 +431,7 @@ func TestOneAgentBlocksNobody(t *testing.T) {
       sleep     = "1s"
     }
     on "OnRcpt" {
-    }`)+mockWith("neighbour", 20, patient, "on \"OnMail\" {\n}\n"))
+    }`)+mockWith("neighbour", 20, longTime, "on \"OnMail\" {\n}\n"))
 	const clients = 12
 	replies := make([]string, clients)
 	var sessions sync.WaitGroup

@@ -183,6 +183,32 @@ func TestFailed(t *testing.T) {
 	mustCall(t, a, event("back", ""))
 }
 
+// A failed agent is started when it is told that things have changed.
+func TestRevive(t *testing.T) {
+	t.Parallel()
+	o, away := gated(t)
+	o.Backoff.Attempts, o.Backoff.Retry = 2, -1
+	a := launch(t, o)
+	pid := a.Status().Instances[0].PID
+	a.Revive()
+	mustCall(t, a, event("untouched", ""))
+	if now := a.Status().Instances[0]; now.PID != pid || now.Restarts != 0 {
+		t.Errorf("an agent that is well was started anew: %+v", now)
+	}
+	if err := os.WriteFile(away, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fact := event("kill", "die")
+	fact.Fact = true
+	mustFail(t, a, fact, Died)
+	eventually(t, "the failed state", func() bool { return a.Status().Instances[0].State == Failed })
+	if err := os.Remove(away); err != nil {
+		t.Fatal(err)
+	}
+	a.Revive()
+	eventually(t, "the agent", a.Ready)
+}
+
 // With nothing said a failed agent is tried again by itself.
 func TestFailedIsTriedAgain(t *testing.T) {
 	t.Parallel()

@@ -122,6 +122,21 @@ func (a *Agent) Restart(ctx context.Context) error {
 	return nil
 }
 
+// Revive has instances without a process started now that wait for their time, and those that have failed. It does
+// not wait for them.
+func (a *Agent) Revive() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.slots {
+		if s.state == Waiting || s.state == Failed {
+			select {
+			case s.revive <- struct{}{}:
+			default: // it is told already
+			}
+		}
+	}
+}
+
 // retire waits for a process that gets no more events to finish those it has, and stops it.
 func (a *Agent) retire(ctx context.Context, p *process) {
 	grace, cancel := context.WithTimeout(ctx, closeGrace)

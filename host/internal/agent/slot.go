@@ -13,7 +13,8 @@ type slot struct {
 	a       *Agent
 	number  int
 	history history
-	orders  chan order // to replace the process
+	orders  chan order    // to replace the process
+	revive  chan struct{} // to start one now
 
 	// Under Agent.mu.
 	process  *process // newest, up or not
@@ -36,7 +37,7 @@ type order struct {
 
 // newSlot makes a slot without a process.
 func newSlot(a *Agent, number int) *slot {
-	return &slot{a: a, number: number, history: history{Backoff: a.o.Backoff}, orders: make(chan order),
+	return &slot{a: a, number: number, history: history{Backoff: a.o.Backoff}, orders: make(chan order), revive: make(chan struct{}, 1),
 		state: Starting, since: time.Now()}
 }
 
@@ -287,6 +288,9 @@ func (s *slot) rise() (p *process, alive bool) {
 	case o := <-s.orders:
 		s.history.forgive()
 		return s.begin(&o)
+	case <-s.revive:
+		s.history.forgive()
+		return s.begin(nil)
 	case <-s.a.life.Done():
 		return nil, false
 	}
