@@ -98,6 +98,9 @@ func roomLeft(dir string, s config.Sandbox) error {
 
 // folderSize is the disk space of all files below a folder, as far as it can be seen.
 func folderSize(dir string) (size int64) {
+	if dir == "" {
+		return 0
+	}
 	_ = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return nil // it was removed meanwhile

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin/runner"
@@ -81,12 +82,37 @@ func (r *agentRunner) Start(context.Context) error {
 	r.logs.with("pid", c.pid)
 	c.read(c.stdout, r.readStdout)
 	c.read(c.stderr, func(f *os.File) { r.logs.readErrors(f) })
+	go r.watchDisk(c)
 	go func() {
 		<-c.exited
 		_ = r.ended.Close()
 		_ = r.stdout.Close()
 	}()
 	return nil
+}
+
+// diskInterval is between looks at what an agent has written. A file by itself cannot become too large; that many do
+// is noticed late, and what the disk can take in that time is lost.
+const diskInterval = 2 * time.Second
+
+// watchDisk ends a process whose folders have come to hold more than they may.
+func (r *agentRunner) watchDisk(c *child) {
+	if r.policy.FileSize == 0 {
+		return
+	}
+	ticker := time.NewTicker(diskInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.exited:
+			return
+		case <-ticker.C:
+		}
+		if size := folderSize(r.policy.State) + folderSize(r.policy.Temp); size > r.policy.FileSize {
+			c.kill(fmt.Sprintf("ended by the host: its folders hold %d bytes, and its sandbox allows %s", size, sandbox.Size(r.policy.FileSize)))
+			return
+		}
+	}
 }
 
 // outOfMemory says so where the process has ended for want of memory, which the kernel refuses rather than ends it.
