@@ -360,8 +360,8 @@ func TestRecipientfilterBehaviours(t *testing.T) {
 		"MachineBlockList", "192.0.2.7/32 by recipientfilter (DirectoryHarvest: 3 unknown recipients in 1h0m0s)")
 }
 
-// hasty is a client at an address that sends at once what it has to say, and reads nothing.
-func hasty(h *rig.Host, ip, lines string) *rig.Client {
+// hastyClient is a client at an address that sends at once what it has to say, and reads nothing.
+func hastyClient(h *rig.Host, ip, lines string) *rig.Client {
 	c := h.Dial()
 	c.Raw("PROXY TCP4 " + ip + " 192.0.2.25 4711 25\r\n" + lines)
 	return c
@@ -393,7 +393,7 @@ func TestConnfilterHaste(t *testing.T) {
 		c.Do("MAIL FROM:<a@sender.example>", "250")
 		return c
 	}
-	c := greeted(hasty(h, "192.0.2.1", "EHLO client.example\r\n"))
+	c := greeted(hastyClient(h, "192.0.2.1", "EHLO client.example\r\n"))
 	refused(c, "EarlyTalker", "before the greeting")
 	if reply := c.Data(helloMessage); !strings.HasPrefix(reply, "250 ") { // for who wants it all the same
 		t.Errorf("got %q", reply)
@@ -403,7 +403,7 @@ func TestConnfilterHaste(t *testing.T) {
 		t.Errorf("the next hop got %+v", got)
 	}
 
-	slow := hasty(h, "192.0.2.2", "")
+	slow := hastyClient(h, "192.0.2.2", "")
 	slow.Want("220 ")
 	slow.Raw("EHLO client.example\r\nNOOP\r\n")
 	slow.Want("250")
@@ -412,9 +412,9 @@ func TestConnfilterHaste(t *testing.T) {
 	refused(slow, "PipeliningAbuse", "before 1 replies")
 
 	// Who is on the allow list may, and so may those on this machine; a client that pipelines as it should is in order.
-	allowed := greeted(hasty(h, "192.0.2.100", "EHLO client.example\r\n"))
+	allowed := greeted(hastyClient(h, "192.0.2.100", "EHLO client.example\r\n"))
 	allowed.Do("RCPT TO:<b@example.net>", "250")
-	local := greeted(hasty(h, "127.0.0.1", "EHLO client.example\r\n"))
+	local := greeted(hastyClient(h, "127.0.0.1", "EHLO client.example\r\n"))
 	local.Do("RCPT TO:<b@example.net>", "250")
 	good := from(h, "192.0.2.3")
 	good.Raw("MAIL FROM:<a@sender.example>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n")

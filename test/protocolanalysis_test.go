@@ -125,7 +125,7 @@ func TestProtocolanalysisInputs(t *testing.T) {
 		})
 	}
 	// A session that talks before the greeting, calls itself by our name, and sends on before replies.
-	c := hasty(h, "192.0.2.7", "EHLO example.org\r\nNOOP\r\n")
+	c := hastyClient(h, "192.0.2.7", "EHLO example.org\r\nNOOP\r\n")
 	c.Want("220 ")
 	c.Want("250")
 	c.Want("250")
@@ -135,7 +135,7 @@ func TestProtocolanalysisInputs(t *testing.T) {
 	profile(`"sessions":1`, `"early_talk":1`, `"pipelining":1`, `"own_domain":1`, `"refused":1`, `"no_reverse_dns":1`)
 
 	// One that calls itself by another's address.
-	c = hasty(h, "192.0.2.7", "")
+	c = hastyClient(h, "192.0.2.7", "")
 	c.Want("220 ")
 	c.Do("EHLO [192.0.2.99]", "250")
 	c.Do("MAIL FROM:<a@sender.example>", "250")
