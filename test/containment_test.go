@@ -36,9 +36,9 @@ type way struct {
 }
 
 const (
-	accept  = "250 2.6.0 [ID] Queued mail for delivery"
-	shortTime   = "timeout = \"400ms\"\n"
-	longTime = "timeout = \"30s\"\n"
+	accept    = "250 2.6.0 [ID] Queued mail for delivery"
+	shortTime = "timeout = \"400ms\"\n"
+	longTime  = "timeout = \"30s\"\n"
 )
 
 func atCommands() []way {
