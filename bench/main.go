@@ -25,6 +25,7 @@ type cell struct {
 	server string // "postern", "postfix", "postfix-milter"
 	agents int
 	size   int
+	free   bool // the agents have no sandbox
 }
 
 func main() {
@@ -52,17 +53,18 @@ func main() {
 		exit(memory(load))
 	}
 	rows := []*row{
-		{name: "postern, 0 agents, 4 KB", cell: cell{"postern", 0, 4 << 10}},
-		{name: "postern, 2 agents, 4 KB", cell: cell{"postern", 2, 4 << 10}},
-		{name: "postern, 11 agents, 4 KB", cell: cell{"postern", 11, 4 << 10}},
-		{name: "postern, 0 agents, 50 KB", cell: cell{"postern", 0, 50 << 10}},
-		{name: "postern, 11 agents, 50 KB", cell: cell{"postern", 11, 50 << 10}},
+		{name: "postern, 0 agents, 4 KB", cell: cell{server: "postern", agents: 0, size: 4 << 10}},
+		{name: "postern, 2 agents, 4 KB", cell: cell{server: "postern", agents: 2, size: 4 << 10}},
+		{name: "postern, 11 agents, 4 KB", cell: cell{server: "postern", agents: 11, size: 4 << 10}},
+		{name: "postern, 11 agents without sandbox, 4 KB", cell: cell{server: "postern", agents: 11, size: 4 << 10, free: true}},
+		{name: "postern, 0 agents, 50 KB", cell: cell{server: "postern", agents: 0, size: 50 << 10}},
+		{name: "postern, 11 agents, 50 KB", cell: cell{server: "postern", agents: 11, size: 50 << 10}},
 	}
 	if havePostfix() {
 		rows = append(rows,
-			&row{name: "postfix, bare, 4 KB", cell: cell{"postfix", 0, 4 << 10}},
-			&row{name: "postfix, 11 milters, 4 KB", cell: cell{"postfix", 11, 4 << 10}},
-			&row{name: "postfix, bare, 50 KB", cell: cell{"postfix", 0, 50 << 10}},
+			&row{name: "postfix, bare, 4 KB", cell: cell{server: "postfix", agents: 0, size: 4 << 10}},
+			&row{name: "postfix, 11 milters, 4 KB", cell: cell{server: "postfix", agents: 11, size: 4 << 10}},
+			&row{name: "postfix, bare, 50 KB", cell: cell{server: "postfix", agents: 0, size: 50 << 10}},
 		)
 	} else {
 		fmt.Println("Postfix is not installed (or this is not root): its rows are left out.")

@@ -26,7 +26,7 @@ func memory(l load) error {
 		return err
 	}
 	defer out.l.Close()
-	srv, err := startPostern(dir, cell{"postern", agents, size}, out.l.Addr().(*net.TCPAddr).Port)
+	srv, err := startPostern(dir, cell{server: "postern", agents: agents, size: size}, out.l.Addr().(*net.TCPAddr).Port)
 	if err != nil {
 		return err
 	}

@@ -149,7 +149,12 @@ send_connector "sink" {
   address_spaces = ["*"]
   smart_hosts    = ["127.0.0.1:%d"]
 }
-%s`, filepath.Join(dir, "data"), addr, sinkPort, agents)
+agent_defaults {
+  sandbox {
+    enabled = %t
+  }
+}
+%s`, filepath.Join(dir, "data"), addr, sinkPort, !c.free, agents)
 	path := filepath.Join(dir, "config.hcl")
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		return nil, err
