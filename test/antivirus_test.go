@@ -313,7 +313,7 @@ func TestAntivirusBypass(t *testing.T) {
 func TestAntivirusHold(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "clamd")
 	sink := rig.StartSink(t)
-	config := strings.Replace(untarred(sink.Addr), `"discard"`, `"quarantine"`, 1)
+	config := strings.Replace(untarred(sink.Addr), `"discard"`, `"quarantine"`, 1) + "queue {\n  glitch_interval = \"1s\"\n}\n"
 	h := rig.Start(t, config+antivirus("on_failure {\nmessage = \"hold\"\n}\n", clamdAt("clamd", socket, ""), socket))
 	c := from(h, "192.0.2.1")
 	accepted(t, c, "a@sender.example", "b@example.org", attachment("hello.txt", "hello"))

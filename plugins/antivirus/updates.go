@@ -59,8 +59,8 @@ func (u *updates) run(ctx context.Context) bool {
 		return false
 	}
 	result := u.once(ctx)
-	if err := file.Truncate(0); err == nil {
-		_, err = file.WriteAt([]byte(result+"\n"), 0)
+	if err = file.Truncate(0); err == nil {
+		_, err = file.WriteString(result + "\n")
 	}
 	if err != nil {
 		u.logger.Error("cannot note the update", "error", err)

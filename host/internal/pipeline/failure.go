@@ -14,7 +14,8 @@ func (r *run) undetermined(q *question, v *agentpb.Verdict) {
 	if v.GetReason() != "" {
 		why += ": " + cut(v.GetReason(), maxReason)
 	}
-	if r.rule.routing && q.onFailure == "defer" {
+	held := r.ev.Only != "" && q.kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA && q.onFailure == "hold"
+	if held || r.rule.routing && q.onFailure == "defer" {
 		// It need not be waited for: it is there. The item is tried again.
 		d := Verdict{Decision: Defer, Agent: q.name, Version: q.runs(), Event: q.kind, Reason: why, Data: cut(v.GetData(), maxData)}
 		d.Reply = r.reply(Defer, nil)
