@@ -156,7 +156,7 @@ func (l *Line) await(ctx context.Context, s *seat, left time.Duration) *Failure 
 	case <-s.changed:
 		return nil
 	case <-timer.C:
-		return &Failure{Agent: l.name, Kind: Down, Detail: fmt.Sprintf("it is being replaced, and %s were not enough", left.Round(time.Millisecond))}
+		return &Failure{Agent: l.name, Kind: Down, Detail: fmt.Sprintf("it is being replaced, and %s were not enough", rounded(left))}
 	case <-ctx.Done():
 		return &Failure{Agent: l.name, Kind: Late, Detail: "not waited for any longer: " + context.Cause(ctx).Error()}
 	}
