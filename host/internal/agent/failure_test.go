@@ -274,10 +274,11 @@ func TestDown(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
-	for _, role := range []string{"", "exclusive"} {
+	for _, role := range []string{"", "exclusive", "exclusive state"} {
 		t.Run(role, func(t *testing.T) {
-			o, _ := options(t, role)
+			o, _ := options(t, strings.TrimSuffix(role, "exclusive state"))
 			o.Spec.Instances = 2
+			o.Spec.Sandbox.Exclusive = role == "exclusive state"
 			a := launch(t, o)
 			before := pids(a)
 			stop := make(chan struct{})

@@ -377,6 +377,9 @@ func (p *process) describe(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if p.o.Spec.Sandbox.Exclusive {
+			manifest.ExclusiveResources = append(manifest.ExclusiveResources, "its state folder")
+		}
 		p.manifest = manifest
 		p.logs.with("version", manifest.GetVersion())
 		return nil
