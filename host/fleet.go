@@ -32,6 +32,7 @@ type fleet struct {
 	members map[string]*member // by label
 	order   []string           // labels in the order of priority
 	earlier []*pipeline.Plan   // that were replaced and may still be pinned
+	tried   map[string]*trial  // the last trial of each agent that had one and has none
 }
 
 // member is one configured agent as it runs. It is replaced as a whole, never changed.
@@ -74,9 +75,13 @@ func (f *fleet) launch(ctx context.Context) (err error) {
 	f.changing.Lock()
 	defer f.changing.Unlock()
 	c := f.host.Config
-	_, err = f.apply(ctx, c.Agents, HostFacts(c, f.host.Version), func(ctx context.Context, s *step) error {
+	_, err = f.apply(ctx, f.settle(c.Agents), HostFacts(c, f.host.Version), func(ctx context.Context, s *step) error {
 		return f.orLastGood(ctx, s)
 	})
+	if err == nil {
+		f.host.setAgents(f.running())
+		f.resumeTrials(ctx, c.Agents)
+	}
 	return err
 }
 
@@ -161,6 +166,9 @@ func (f *fleet) list() (out []admin.Running) {
 		if m.line != nil {
 			one.Process = m.agent
 		}
+		if m.trial != nil {
+			one.Candidate = m.trial.inWords()
+		}
 		out = append(out, one)
 	}
 	return out
@@ -169,6 +177,11 @@ func (f *fleet) list() (out []admin.Running) {
 // close ends all agents, those that are leaving at once.
 func (f *fleet) close(ctx context.Context) {
 	f.hurry()
+	f.closeMembers(ctx)
+	f.leaving.Wait()
+}
+
+func (f *fleet) closeMembers(ctx context.Context) {
 	f.changing.Lock()
 	defer f.changing.Unlock()
 	var closing sync.WaitGroup
@@ -181,7 +194,6 @@ func (f *fleet) close(ctx context.Context) {
 		}
 	}
 	closing.Wait()
-	f.leaving.Wait()
 }
 
 // degraded says which agents do not run, and what those that do have to work without.

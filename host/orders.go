@@ -179,7 +179,7 @@ func (f *fleet) upgrade(ctx context.Context, m *member, o admin.Order) (admin.Or
 		return admin.Ordered{}, admin.Refuse("", "agent %s is attached to: whoever started it replaces it", name)
 	}
 	next := f.records.of(name).Override.clone()
-	next.Order, next.Since, next.Config = admin.OrderUpgrade, time.Now(), nil
+	next.Order, next.Since, next.Config, next.Named = admin.OrderUpgrade, time.Now(), nil, nil
 	var err error
 	switch {
 	case o.Version != "" && f.host.Versions == nil:
@@ -242,7 +242,7 @@ func (f *fleet) rollback(ctx context.Context, m *member) (admin.Ordered, error) 
 	}
 	next := record.Override.clone()
 	next.Order, next.Since = admin.OrderRollback, time.Now()
-	next.Command, next.Version, next.Config = before.Command, before.Version, before.Config
+	next.Command, next.Version, next.Config, next.Named = before.Command, before.Version, before.Config, before.Named
 	steps, err := f.ordered(ctx, m, next, true)
 	if err != nil {
 		return admin.Ordered{}, err
@@ -325,7 +325,7 @@ func Drift(c *config.Config) ([]string, error) {
 	var out []string
 	for _, a := range c.Agents {
 		a.Command = slices.Clone(a.Command)
-		r.of(a.Name).Override.apply(&a)
+		r.of(a.Name).apply(&a)
 		if a.Drift != "" {
 			out = append(out, fmt.Sprintf("agent %s %s; postern agent reset %s takes that back", a.Name, a.Drift, a.Name))
 		}

@@ -35,10 +35,12 @@ func (h *Host) own(ctx context.Context) error {
 		{"control socket", h.serveAdmin},
 		{"transport", h.startTransport},
 	} {
+		began := time.Now()
 		if err := step.open(ctx); err != nil {
 			h.disown(ctx)
 			return fmt.Errorf("%s: %w", step.what, err)
 		}
+		h.Logger.Debug("opened", "part", step.what, "took", time.Since(began).String())
 	}
 	return nil
 }
@@ -49,9 +51,11 @@ func (h *Host) disown(ctx context.Context) { h.owned.close(ctx) }
 // disowning has disown end a part whose error at its end can only be said.
 func (h *Host) disowning(what string, f func() error) {
 	h.owned.add(func(context.Context) {
+		began := time.Now()
 		if err := f(); err != nil {
 			h.Logger.Error("closing", "part", what, "error", err)
 		}
+		h.Logger.Debug("closed", "part", what, "took", time.Since(began).String())
 	})
 }
 

@@ -30,6 +30,7 @@ type generation struct {
 	Version string          `json:"version"`
 	Command []string        `json:"command"`
 	Config  json.RawMessage `json:"config,omitempty"`
+	Named   []string        `json:"named,omitempty"`  // files in Config, for the sandbox
 	SHA256  string          `json:"sha256,omitempty"` // of the program
 	Since   time.Time       `json:"since"`
 }
@@ -54,7 +55,10 @@ type override struct {
 	Enabled *bool           `json:"enabled,omitempty"`
 	Version string          `json:"version,omitempty"` // as it was asked for or found
 	Command []string        `json:"command,omitempty"`
-	Config  json.RawMessage `json:"config,omitempty"` // of a rollback
+	Config  json.RawMessage `json:"config,omitempty"`  // of a rollback
+	Named   []string        `json:"named,omitempty"`   // files in Config
+	Instead *generation     `json:"instead,omitempty"` // only while the configuration asks for this one
+	Why     string          `json:"why,omitempty"`     // that one was taken back
 	Since   time.Time       `json:"since"`
 }
 
@@ -180,10 +184,13 @@ func (o *override) apply(a *config.Agent) {
 		a.Command = slices.Clone(o.Command)
 	}
 	if o.Config != nil && a.Enabled {
-		a.Config = slices.Clone(o.Config)
+		a.Config, a.Sandbox.Named = slices.Clone(o.Config), slices.Clone(o.Named)
 		drift = append(drift, "with the config block of its former generation")
 	}
 	if len(drift) > 0 {
+		if o.Why != "" {
+			drift = append(drift, "since the configured one was taken back ("+o.Why+"),")
+		}
 		a.Drift = fmt.Sprintf("%s since %s, by postern agent %s", strings.Join(drift, ", "), o.Since.Format(time.RFC3339), o.Order)
 	}
 }
@@ -208,8 +215,21 @@ func Overrides() func(config.Host, *config.Agent) {
 			}
 			opened[host.DataDir] = r
 		}
-		r.of(a.Name).Override.apply(a)
+		r.of(a.Name).apply(a)
 	}
+}
+
+// apply is override.apply for an order that does not depend on what the configuration asks for; that is settled when
+// the block was decoded, see fleet.settle.
+func (r agentRecord) apply(a *config.Agent) {
+	if r.Override != nil && r.Override.Instead == nil {
+		r.Override.apply(a)
+	}
+}
+
+// generationOf is an agent as it is configured.
+func generationOf(a *config.Agent, version string) *generation {
+	return &generation{Version: version, Command: a.Command, Config: a.Config, Named: a.Sandbox.Named, SHA256: programSum(a.Command), Since: time.Now()}
 }
 
 // programSum is the SHA-256 of the program that a command runs, "" when it cannot be read.

@@ -57,7 +57,7 @@ func (h *Host) setAgents(agents []config.Agent) {
 }
 
 // overrides applies what was ordered to the agents of a configuration that is being read.
-func (f *fleet) overrides(_ config.Host, a *config.Agent) { f.records.of(a.Name).Override.apply(a) }
+func (f *fleet) overrides(_ config.Host, a *config.Agent) { f.records.of(a.Name).apply(a) }
 
 // Reload implements admin.OperatorControl.
 func (h *Host) Reload(ctx context.Context, dryRun bool) (admin.Reload, error) {
@@ -121,7 +121,7 @@ var restartOnly = map[string][]string{
 
 // plan says what differs and what is done about it.
 func (r *reload) plan() {
-	r.steps = r.host.agents.steps(r.after.Agents, r.facts)
+	r.steps = r.host.agents.steps(r.host.agents.settle(r.after.Agents), r.facts)
 	for _, d := range config.Compare(r.before, r.after) {
 		if d.Type == "agent" {
 			continue // the steps tell more

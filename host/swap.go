@@ -54,6 +54,7 @@ type step struct {
 	why    string // what differs
 
 	fresh      *agent.Agent // started for it
+	tried      *agent.Agent // started to be tried beside it
 	configured bool         // was.agent has taken the new configuration
 	vacated    bool         // was.agent has gone already
 }
@@ -66,6 +67,9 @@ func (f *fleet) steps(specs []config.Agent, facts *agentpb.HostFacts) (list []*s
 		known[spec.Name] = true
 		s := &step{name: spec.Name, was: f.member(spec.Name), spec: spec, facts: facts}
 		s.action, s.why = s.compare(told)
+		if spec.Trial != nil && (s.action == actReplace || s.action == actConfigure && s.why == "config") {
+			s.action = actTrial
+		}
 		list = append(list, s)
 	}
 	for _, m := range f.all() {
@@ -74,6 +78,19 @@ func (f *fleet) steps(specs []config.Agent, facts *agentpb.HostFacts) (list []*s
 		}
 	}
 	return list
+}
+
+// settle puts the generation that runs in the place of one that is being tried, or was taken back, while the
+// configuration asks for that one.
+func (f *fleet) settle(specs []config.Agent) []config.Agent {
+	specs = slices.Clone(specs)
+	for i := range specs {
+		o := f.records.of(specs[i].Name).Override
+		if o != nil && o.Instead != nil && o.Instead.same(generationOf(&specs[i], "")) {
+			o.apply(&specs[i])
+		}
+	}
+	return specs
 }
 
 func (f *fleet) told() *agentpb.HostFacts {
@@ -126,7 +143,7 @@ func processPart(a *config.Agent) config.Agent {
 
 // hostPart is what the host does with an agent without its knowing.
 func hostPart(a *config.Agent) config.Agent {
-	return config.Agent{Priority: a.Priority, When: a.When, Timeout: a.Timeout, OnFailure: a.OnFailure, Grants: a.Grants, Drift: a.Drift}
+	return config.Agent{Priority: a.Priority, When: a.When, Timeout: a.Timeout, OnFailure: a.OnFailure, Grants: a.Grants}
 }
 
 // differs names the first fields in which a and b differ; "" when they do not.
@@ -179,6 +196,13 @@ func (f *fleet) prepare(ctx context.Context, steps []*step, rescue func(context.
 			if err := f.configure(ctx, s); err != nil {
 				return err
 			}
+		}
+		if s.action == actTrial {
+			candidate, err := f.startCandidate(ctx, s.was, s.spec, s.facts)
+			if err != nil {
+				return err
+			}
+			s.tried = candidate
 		}
 	}
 	if err := f.rehearse(steps); err != nil {
@@ -280,8 +304,10 @@ func (f *fleet) exchange(ctx context.Context, s *step) error {
 // undo takes back what prepare has done.
 func (f *fleet) undo(steps []*step) {
 	for _, s := range steps {
-		if s.fresh != nil {
-			s.fresh.Close(f.drain)
+		for _, started := range []*agent.Agent{s.fresh, s.tried} {
+			if started != nil {
+				started.Close(f.drain)
+			}
 		}
 		if s.configured {
 			if err := s.was.agent.Reconfigure(f.drain, s.was.spec.Config, f.told()); err != nil {
@@ -331,7 +357,11 @@ func (f *fleet) commit(steps []*step, facts *agentpb.HostFacts) {
 		f.leaving.Go(func() { f.leave(m, before) })
 	}
 	for _, s := range steps {
-		if s.action != actKeep {
+		if s.action == actKeep && s.runs() {
+			s.was.agent.Revive()
+		}
+		f.settleTrial(s)
+		if s.action != actKeep && s.action != actTrial {
 			f.note(s)
 			f.host.wake(s.name) // what waited goes to the new generation, or on without a removed agent
 		}
@@ -348,6 +378,9 @@ func (f *fleet) succeed(s *step) *member {
 		return m
 	case s.fresh == nil:
 		m.line, m.agent, m.trial = s.was.line, s.was.agent, s.was.trial
+		if s.action == actTrial {
+			m.spec = s.was.spec
+		}
 		return m
 	}
 	m.agent = s.fresh
@@ -389,7 +422,44 @@ func (f *fleet) replan() []*pipeline.Plan {
 
 // planned is a member as the plan has it.
 func (f *fleet) planned(m *member) pipeline.Member {
-	return pipeline.Member{Caller: f.host.metrics.Caller(m.line), Spec: &m.spec}
+	p := pipeline.Member{Caller: f.host.metrics.Caller(m.line), Spec: &m.spec}
+	if m.trial != nil {
+		p.Trial = m.trial.plan
+	}
+	return p
+}
+
+// settleTrial begins the trial of a step, and ends one that its change has overtaken.
+func (f *fleet) settleTrial(s *step) {
+	m := f.member(s.name)
+	if s.was != nil && s.was.trial != nil && s.was.trial.overtaken(s) {
+		if m != nil && m.trial == s.was.trial {
+			f.takeBack(m, "the configuration has changed")
+			m = f.member(s.name)
+		} else if s.fresh != s.was.trial.candidate {
+			s.was.trial.end("taken back", "the agent has changed")
+			f.leaving.Go(func() { f.leaveTrial(s.was.trial, s.was.line, nil) })
+		}
+	}
+	if s.was != nil && s.was.trial != nil && s.action == actConfigure {
+		if err := s.was.trial.candidate.Reconfigure(f.drain, s.was.trial.spec.Config, s.facts); err != nil {
+			f.host.Logger.Warn("the candidate does not take what agents are told of the host", "agent", s.name, "error", err)
+		}
+	}
+	if s.tried == nil {
+		return
+	}
+	order := trialOrder{Trial: *s.spec.Trial, Since: time.Now()}
+	if err := f.rememberTrial(m, s.spec, &order); err != nil {
+		f.host.Logger.Error("a trial is not remembered", "agent", s.name, "error", err)
+	}
+	f.install(m, f.newTrial(m, s.spec, s.tried, order))
+}
+
+// overtaken reports whether a change leaves nothing to be tried.
+func (t *trial) overtaken(s *step) bool {
+	return s.action != actKeep && s.action != actPlan && s.action != actConfigure ||
+		t.order.Override == nil && s.action == actKeep && s.spec.Drift == ""
 }
 
 // leave ends a generation that was replaced, when no conversation that began with it needs it any more.
@@ -435,7 +505,7 @@ func (f *fleet) note(s *step) {
 	}
 	version := m.agent.Manifest().GetVersion()
 	f.host.Logger.Info("agent was changed", "agent", s.name, "how", string(s.action), "why", s.why, "version", version)
-	now := &generation{Version: version, Command: m.spec.Command, Config: m.spec.Config, SHA256: programSum(m.spec.Command), Since: time.Now()}
+	now := generationOf(&m.spec, version)
 	err := f.records.change(s.name, func(r *agentRecord) {
 		if r.Current != nil && !r.Current.same(now) {
 			r.Previous = r.Current
@@ -453,12 +523,12 @@ func (f *fleet) note(s *step) {
 // of the host mail goes on being judged, and the difference is shown as drift.
 func (f *fleet) orLastGood(ctx context.Context, s *step) error {
 	good := f.records.of(s.name).Current
-	wanted := &generation{Command: s.spec.Command, Config: s.spec.Config, SHA256: programSum(s.spec.Command)}
+	wanted := generationOf(&s.spec, "")
 	if good == nil || good.same(wanted) || len(good.Command) == 0 || programSum(good.Command) != good.SHA256 {
 		return nil
 	}
 	spec := s.spec
-	spec.Command, spec.Config = good.Command, good.Config
+	spec.Command, spec.Config, spec.Sandbox.Named = good.Command, good.Config, good.Named
 	a, err := agent.Launch(ctx, f.options(spec, s.facts))
 	if err != nil {
 		return fmt.Errorf("nor does its last good generation, %s, start: %w", good.Version, err)

@@ -115,7 +115,7 @@ func (t *transport) process(taking, delivering context.Context, item *queue.Item
 	if t.expired(item) {
 		return t.expire(item)
 	}
-	way := t.routes.Load()
+	way, plan := t.routes.Load(), t.pipeline.Plan()
 	if item.Routed && way.delivery.Knows(item) {
 		return t.deliver(delivering, item)
 	}
@@ -128,7 +128,11 @@ func (t *transport) process(taking, delivering context.Context, item *queue.Item
 	case straight(result) && t.queue.Advance(item.ID, result.Item.Hop):
 		return t.deliver(delivering, result.Item)
 	}
-	return t.queue.Record(result.Item, result.Children...)
+	err = t.queue.Record(result.Item, result.Children...)
+	if result.Wait != "" && t.pipeline.Plan() != plan {
+		t.queue.Wake(result.Wait) // the agent was changed while the item was on its way to wait for it
+	}
+	return err
 }
 
 // straight reports whether the item may be delivered without being recorded first: categorizing it again after

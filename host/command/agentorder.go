@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/posternmail/postern/host"
@@ -106,11 +105,10 @@ func trialOf(canary, shadow, duration string) (*admin.Trial, error) {
 	case shadow != "":
 		trial.Kind, share = config.Shadow, shadow
 	}
-	percent, err := strconv.ParseFloat(strings.TrimSuffix(share, "%"), 64)
-	if err != nil || percent <= 0 || percent > 100 || !strings.HasSuffix(share, "%") {
+	var err error
+	if trial.Share, err = config.ParseShare(share); err != nil || trial.Share == 0 {
 		return nil, &misuse{text: fmt.Sprintf("%q is no share; write one above 0%% and up to 100%%, such as 10%%", share)}
 	}
-	trial.Share = percent / 100
 	if duration != "" {
 		if _, err := config.ParseDuration(duration); err != nil {
 			return nil, &misuse{text: "--duration: " + err.Error()}

@@ -132,3 +132,12 @@ func (c *Client) Data(content string) string {
 	c.Raw(content + ".\r\n")
 	return c.Reply()
 }
+
+// TryDial reports why nobody takes a connection at the host's address; nil when somebody does.
+func (h *Host) TryDial() error {
+	c, err := net.Dial("tcp", h.Addr)
+	if err == nil {
+		_ = c.Close()
+	}
+	return err
+}

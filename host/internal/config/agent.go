@@ -121,6 +121,7 @@ func (l *loader) buildAgent(n *node) Agent {
 	if config := n.one("config"); config.present {
 		agent.ConfigBody = config.body
 	}
+	agent.Trial = l.buildTrial(n)
 	if l.opts.Override != nil {
 		l.opts.Override(l.config.Host, &agent)
 	}

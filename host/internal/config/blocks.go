@@ -380,6 +380,20 @@ func restartBlock() *blockType {
 	}
 }
 
+func trialBlock(kind, doc string) *blockType {
+	return &blockType{
+		name: kind, max: 1, asked: true, doc: doc,
+		options: []option{
+			text("share", formatAny, "Of the sessions, such as `10%`. A session stays with its generation, its messages in the queue too.").mandatory(),
+			duration("duration", "", "1s", "90d", "Then the candidate takes over.").otherwise("when `postern agent promote` says so"),
+			text("max_disagreements", formatAny, "Of the events compared: different verdicts.").starting(`"5%"`),
+			text("max_failures", formatAny, "Of the events compared: the candidate failed, or broke the protocol.").starting(`"1%"`),
+			integer("max_latency", "3", "1", "1000", "How many times as long the candidate may take in the mean, once it is 20 ms slower."),
+			integer("min_events", "20", "1", "1000000", "Events compared before a limit counts."),
+		},
+	}
+}
+
 // grantNames are what an operator can grant; the pipeline's Grants are the same.
 func grantNames() []string {
 	return []string{
@@ -414,6 +428,8 @@ func agentBlock() *blockType {
 		},
 		blocks: []*blockType{
 			timeoutBlock(), onFailureBlock(), whenBlock(),
+			trialBlock(Canary, "A new program or config block of the agent is tried before it follows the one that runs: it judges a share of the sessions, and what it decides is compared with what the other one would have. Over a limit it is taken back."),
+			trialBlock(Shadow, "A new program or config block of the agent is tried before it follows the one that runs: it is shown copies of the events of a share of the sessions, without effect, and compared. Over a limit it is taken back."),
 			{name: "config", max: 1, foreign: true, doc: "The agent's own options: its README has them, and `postern agent run NAME -- --options` prints them."},
 			restartBlock(),
 			sandboxBlock(),

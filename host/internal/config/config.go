@@ -247,6 +247,11 @@ type Trial struct {
 	MinEvents        int           // compared before a limit counts; 20
 }
 
+// DefaultTrial is a trial with the limits that hold where none are given. Share and Duration are left open.
+func DefaultTrial(kind string) Trial {
+	return Trial{Kind: kind, MaxDisagreements: 0.05, MaxFailures: 0.01, MaxLatency: 3, MinEvents: 20}
+}
+
 // Restart of an agent whose processes end again and again.
 type Restart struct {
 	Attempts    int           // that may fail in a row; 10. 0 is the default of both

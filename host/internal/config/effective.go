@@ -63,7 +63,7 @@ func effectiveBlock(n *node) EffectiveBlock {
 		}
 		for _, nested := range n.blocks[typ.name] {
 			shown := effectiveBlock(nested)
-			if nested.present || !n.foreign() && len(shown.Values) > 0 {
+			if nested.present || !n.foreign() && !typ.asked && len(shown.Values) > 0 {
 				block.Blocks = append(block.Blocks, shown)
 			}
 		}

@@ -22,6 +22,7 @@ type blockType struct {
 	unique   bool // no two with the same labels
 	later    bool // documented, comes in a later version
 	foreign  bool // decoded elsewhere, with an agent's schema
+	asked    bool // in force only where it is written
 }
 
 // option describes one argument of a block.

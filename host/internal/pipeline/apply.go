@@ -11,6 +11,9 @@ import (
 // apply does what an answer says, or what follows when there is none that can be used.
 func (r *run) apply(q *question) {
 	r.noteAttempts(q)
+	if q.copied != nil {
+		defer r.conv.compare(q.copied) // when it is known whether the answer is a breach
+	}
 	if q.failure != nil {
 		r.fail(q, q.failure.Error())
 		return

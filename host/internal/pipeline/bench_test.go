@@ -33,7 +33,7 @@ func benchmarkRaise(b *testing.B, n int, kind agentpb.EventKind) {
 			sub.Headers = &agentpb.HeaderNeed{All: true}
 		}
 		f := newFake(fmt.Sprintf("a%d", i), i, nil, sub)
-		members = append(members, Member{&quick{f, agent.Result{Answer: carryOn(), Version: "1.0.0", Attempts: []agent.Attempt{{}}}}, f.spec})
+		members = append(members, Member{Caller: &quick{f, agent.Result{Answer: carryOn(), Version: "1.0.0", Attempts: []agent.Attempt{{}}}}, Spec: f.spec})
 	}
 	p, err := NewPlan(members)
 	if err != nil {

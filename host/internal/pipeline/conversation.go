@@ -73,7 +73,9 @@ func (p *Pipeline) Plan() *Plan { return p.plan.Load() }
 // session s is read at every event, in the goroutine that raises it; nil where there is none (OnSchedule). The plan
 // stays the same until BeginMail.
 func (p *Pipeline) Open(s *envelope.Session, stamps envelope.Stamps) *Conversation {
-	return &Conversation{pipeline: p, plan: p.pin(), session: s, stamps: stamps.Clone()}
+	c := &Conversation{pipeline: p, session: s, stamps: stamps.Clone()}
+	c.plan = c.choose(p.pin())
+	return c
 }
 
 // pin is the newest plan, held until its unpin.
@@ -98,6 +100,7 @@ type Conversation struct {
 	waiting   []waitingCopy // copies that edits at OnEndOfHeaders made, until OnEndOfData
 	decided   []decided     // recipients that OnEndOfHeaders has decided about
 	facts     factLanes
+	copies    copyLanes
 }
 
 // Subscribed reports whether any agent wants events of kind, so that a caller need not build one for nothing.
@@ -107,9 +110,9 @@ func (c *Conversation) Subscribed(kind agentpb.EventKind) bool {
 
 // BeginMail takes the newest plan. Call it before OnMail.
 func (c *Conversation) BeginMail() {
-	if newest := c.pipeline.Plan(); newest != c.plan {
-		c.plan.pins.Add(-1)
-		c.plan = c.pipeline.pin()
+	if newest := c.pipeline.Plan(); newest != c.plan.top() {
+		c.plan.top().pins.Add(-1)
+		c.plan = c.choose(c.pipeline.pin())
 	}
 	c.EndMail()
 }

@@ -243,6 +243,7 @@ type question struct {
 	crash    string                // the panic and stack that call ended with, in a stage
 
 	conv    *Conversation
+	copied  *copied // for the generation that it is compared with; nil: none
 	request agent.Call
 	by      time.Time // budget of the event
 
@@ -271,7 +272,9 @@ func (r *run) prepare(a *ask, d *draft) *question {
 	}
 	if err := r.fill(q); err != nil { // an invalid string in a fact: the agent cannot be told
 		q.failure = &agent.Failure{Agent: a.name, Kind: agent.Faulty, Detail: fmt.Sprintf("building the event: %v", err)}
+		return q
 	}
+	q.copied = r.copyFor(q)
 	return q
 }
 

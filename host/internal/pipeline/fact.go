@@ -270,7 +270,7 @@ func (c *Conversation) takeFacts() {
 
 // Close waits until the facts told have been answered, or ctx ends.
 func (c *Conversation) Close(ctx context.Context) {
-	defer c.plan.pins.Add(-1)
+	defer c.plan.top().pins.Add(-1)
 	idle := make(chan struct{})
 	go func() {
 		c.facts.running.Wait()

@@ -178,7 +178,7 @@ func plan(t testing.TB, agents ...*fake) *Plan {
 	t.Helper()
 	var members []Member
 	for _, f := range agents {
-		members = append(members, Member{f, f.spec})
+		members = append(members, Member{Caller: f, Spec: f.spec})
 	}
 	p, err := NewPlan(members)
 	if err != nil {

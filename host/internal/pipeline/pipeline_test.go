@@ -29,7 +29,7 @@ func TestNoAgentsContinues(t *testing.T) {
 
 func TestEqualPriorities(t *testing.T) {
 	a, b := newFake("one", 5, carryOn()), newFake("two", 5, carryOn())
-	_, err := NewPlan([]Member{{a, a.spec}, {b, b.spec}})
+	_, err := NewPlan([]Member{{Caller: a, Spec: a.spec}, {Caller: b, Spec: b.spec}})
 	if err == nil || !strings.Contains(err.Error(), `"one"`) || !strings.Contains(err.Error(), `"two"`) {
 		t.Errorf("error %v does not name both", err)
 	}
@@ -922,7 +922,7 @@ func TestDecidedAtHeadersStaysDecided(t *testing.T) {
 func TestReservedLabels(t *testing.T) {
 	for _, label := range []string{"auth", "av", "bypass", "done"} {
 		f := newFake(label, 1, carryOn(), everything(onData))
-		if _, err := NewPlan([]Member{{f, f.spec}}); err == nil {
+		if _, err := NewPlan([]Member{{Caller: f, Spec: f.spec}}); err == nil {
 			t.Errorf("label %q is taken", label)
 		}
 	}

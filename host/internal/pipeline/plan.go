@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,12 +16,20 @@ import (
 type Member struct {
 	Caller Caller
 	Spec   *config.Agent
+	Trial  *Trial // a candidate beside it; nil: none
+
+	copies Caller // that is shown copies of its events, in a variant
 }
 
 // Plan says which agents are asked at each event, in which order and which of them at once. It never changes.
 type Plan struct {
 	events [kinds][]stage
 	pins   atomic.Int64 // conversations that go on under it
+
+	members  []Member
+	trials   bool     // some members have one
+	variants sync.Map // plans for sessions that candidates take, by who takes them
+	root     *Plan    // of a variant
 }
 
 // stage is agents that are asked at once; one agent where they run one after another.
@@ -56,6 +65,9 @@ type ask struct {
 	touches   touches
 
 	readsItself bool // it reads stamps that it may change
+
+	copy  *ask   // of the generation that is compared with it; nil: none
+	trial *Trial // with copy
 }
 
 // NewPlan sorts members by priority. Equal priorities are an error that names both agents, and so is a label that
@@ -74,13 +86,16 @@ func NewPlan(members []Member) (*Plan, error) {
 			return nil, fmt.Errorf("the label %q of an agent is the beginning of shared stamps; give it another one", m.Caller.Name())
 		}
 	}
+	p := &Plan{members: sorted}
 	var asks [kinds][]*ask
 	for _, m := range sorted {
-		for _, a := range newMember(m).asks(m.Caller.Subscriptions()) {
+		own := newMember(m).asks(m.Caller.Subscriptions())
+		copyAsks(own, m)
+		for _, a := range own {
 			asks[a.kind] = append(asks[a.kind], a)
 		}
+		p.trials = p.trials || m.Trial != nil
 	}
-	p := &Plan{}
 	for kind := range asks {
 		p.events[kind] = stages(asks[kind])
 	}
