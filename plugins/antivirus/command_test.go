@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // script writes a program.
@@ -57,29 +59,34 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-// TestUpdate runs the command that updates signatures, once for all processes, and notes how that went.
+// TestUpdate runs the command that updates signatures, once in the interval for all processes, and notes how that went.
 func TestUpdate(t *testing.T) {
 	dir := shortDir(t)
-	engine := func(name, text string) string {
-		return clamdAt(name, fakeClamd(t, sane), fmt.Sprintf("update = [%q]\nupdate_every = \"1h\"\n", script(t, text)))
+	process := func(name, text string, every time.Duration) *updates {
+		return &updates{command: []string{script(t, text)}, every: every, path: filepath.Join(dir, "update-"+name), logger: hclog.NewNullLogger()}
 	}
-	a := start(t, engine("good", "echo x >> "+dir+"/runs\n")+engine("bad", "echo no network >&2\nexit 3\n")+`check_every = "1s"`)
-	for late := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		a.Schedule()
-		rows := map[string]string{}
-		for _, r := range a.Rows("engines") {
-			rows[r.Key] = r.Value
+	const good = "echo updating"
+	first, second := process("good", good, time.Hour), process("good", good, time.Hour)
+	if at, _ := first.last(); !at.IsZero() {
+		t.Errorf("updated at %s, before it ever was", at)
+	}
+	if !first.run(t.Context()) || second.run(t.Context()) || first.run(t.Context()) {
+		t.Error("the command was not run once")
+	}
+	if at, problem := second.last(); at.IsZero() || problem != "" {
+		t.Errorf("noted: %s, %q", at, problem)
+	}
+	bad := process("bad", "echo no network >&2\nexit 3\n", 0)
+	for range 2 {
+		if !bad.run(t.Context()) {
+			t.Error("the command was not run again when it was time")
 		}
-		if strings.Contains(rows["good"], `"updated":"`) && !strings.Contains(rows["good"], "update_error") &&
-			strings.Contains(rows["bad"], `"update_error":"exit code 3: no network"`) {
-			break
-		}
-		if time.Now().After(late) {
-			t.Fatalf("rows %v", rows)
+		if _, problem := bad.last(); problem != "exit code 3: no network" {
+			t.Errorf("noted: %q", problem)
 		}
 	}
-	runs, err := os.ReadFile(filepath.Join(dir, "runs"))
-	if err != nil || strings.Count(string(runs), "x") > 3 { // each process of the test has a state folder of its own
-		t.Errorf("run %d times, %v", strings.Count(string(runs), "x"), err)
+	var none *updates
+	if none.run(t.Context()) {
+		t.Error("an update without a command")
 	}
 }
