@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"syscall"
 	"time"
 
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
@@ -98,6 +99,8 @@ func train(ctx context.Context, c *sdk.Invocation) error {
 	if err != nil {
 		return fmt.Errorf("%w; there were %d messages", err, len(examples))
 	}
+	// Who trains may be another user than the agent, which must read what is written. The folder lets nobody else in.
+	syscall.Umask(0o022)
 	if err := model.Save(a.model); err != nil {
 		return err
 	}
