@@ -185,3 +185,28 @@ func socketOf(t *testing.T, pid int) string {
 	t.Fatalf("process %d has no folder for its socket", pid)
 	return ""
 }
+
+// TestGrants: an agent does what its operator grants and nothing else, whatever it declares. What it may not do is a
+// breach, of which nothing is applied.
+func TestGrants(t *testing.T) {
+	h := rig.Start(t, plain+mockWith("capped", 10, "grants = [\"headers\", \"defer\"]\non_failure = \"skip\"\n", `
+    on "OnEndOfData" {
+      sender = "^refused@"
+      action = "reject"
+      text   = "not granted"
+      add_header = { X-Capped = "with a refusal" }
+    }
+    on "OnEndOfData" {
+      add_header = { X-Capped = "granted" }
+    }`))
+	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
+	id := accepted(t, h.Greeted(), "refused@sender.example", "b@example.org", helloMessage)
+	all := strings.Join(h.WaitDropped(2), "\n")
+	if strings.Count(all, "X-Capped: ") != 1 || !strings.Contains(all, "X-Capped: granted") {
+		t.Errorf("messages\n%s", all)
+	}
+	steps := waitRecord(h, id, "RECEIVE").steps("capped", "OnEndOfData")
+	if len(steps) != 1 || steps[0].Failure == "" {
+		t.Errorf("steps %+v", steps)
+	}
+}
