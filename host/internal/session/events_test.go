@@ -599,6 +599,9 @@ func TestItemsOfOneCommit(t *testing.T) {
 	if kept.Reason != "for later" || kept.Agent != "mock" || content(t, kept) != simple {
 		t.Errorf("copy %+v", kept)
 	}
+	if r := h.ledger.wait(t, tracking.Receive, 1)[0]; !strings.HasPrefix(r.Reply, "250 2.6.0 ") || !strings.Contains(r.Reply, "["+mail.ID+"]") {
+		t.Errorf("the ledger says that the client was told %q", r.Reply)
+	}
 	line := h.ledger.wait(t, tracking.Quarantine, 1)[0]
 	if line.Item != kept.ID || line.Agent != "mock" || line.Reason != "for later" || !line.Beside() || line.Message != mail.ID {
 		t.Errorf("ledger of the copy: %+v", line)

@@ -23,7 +23,7 @@ type builder struct {
 	rcpts   []tracking.Recipient
 }
 
-// items makes everything that is stored with a message, and what the ledger says of it.
+// items makes everything that is stored with a message, and what the ledger says of it, first of the message itself.
 func (s *Session) items(v *verdictOn) ([]*queue.Item, []*tracking.Record) {
 	b := &builder{s: s, v: v, prefix: s.received(v.now)}
 	b.base = &queue.Item{

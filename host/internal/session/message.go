@@ -147,13 +147,12 @@ func (s *Session) keep(v *verdictOn) wire.Answer {
 	if s.start.Accepted != nil {
 		s.start.Accepted()
 	}
+	answer := queued(replyMessageID(s.tx.mail.OriginalHeader), s.tx.mail.ID)
+	records[0].Reply = answer.String()
 	for _, r := range records {
 		s.deps.Ledger.Write(r)
 	}
-	return wire.Answer{
-		Reply:  queued(replyMessageID(s.tx.mail.OriginalHeader), s.tx.mail.ID),
-		Tarpit: v.tarpit,
-	}
+	return wire.Answer{Reply: answer, Tarpit: v.tarpit}
 }
 
 // replyMessageID is the Message-ID as far as it fits into a reply.

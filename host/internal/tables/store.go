@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -65,6 +66,9 @@ func Open(dir string, o Options) (Store, error) {
 	if o.Sync <= 0 {
 		o.Sync = 500 * time.Millisecond
 	}
+	if err := private(dir); err != nil {
+		return nil, err
+	}
 	cache := pebble.NewCache(32 << 20)
 	defer cache.Unref()
 	settings := &pebble.Options{
@@ -86,6 +90,17 @@ func Open(dir string, o Options) (Store, error) {
 	d.done.Add(1)
 	go d.keep()
 	return d, nil
+}
+
+// private makes dir, or what is there of it, its owner's alone: rows name people.
+func private(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the folder of the tables: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("closing the folder of the tables to others: %w", err)
+	}
+	return nil
 }
 
 // quiet passes what Pebble has to say to the log, where it does not drown the rest.

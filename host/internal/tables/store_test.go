@@ -351,3 +351,23 @@ func TestNoRoom(t *testing.T) {
 		t.Errorf("old %s, new %s", old, fresh)
 	}
 }
+
+// Rows name people: nobody else reads them, whoever made the folder.
+func TestFolderIsItsOwnersAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tables")
+	for _, mode := range []os.FileMode{0, 0o755} {
+		if mode != 0 {
+			if err := os.Chmod(dir, mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := Open(dir, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.Close()
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+	}
+}
