@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -105,6 +106,12 @@ func run(def *definition, args []string) int {
 	switch {
 	case err != nil:
 		return failed(def, err)
+	case len(args) == 1 && slices.Contains([]string{"--help", "-h"}, args[0]):
+		explain(os.Stdout, def.info)
+		return 0
+	case len(args) == 1 && args[0] == "--version":
+		fmt.Println(def.info.Name, def.info.Version)
+		return 0
 	case len(args) == 1 && args[0] == "--describe":
 		return describe(def)
 	case len(args) == 1 && (args[0] == "--options" || strings.HasPrefix(args[0], "--options=")):
@@ -114,7 +121,7 @@ func run(def *definition, args []string) int {
 	case len(args) > 0 && !startedByHost():
 		return runCommand(def, args)
 	case !startedByHost():
-		explain(def.info)
+		explain(os.Stderr, def.info)
 		return 1
 	}
 	return failed(def, newProcess(def).serve(stdout.Handshake))
@@ -132,9 +139,9 @@ func failed(def *definition, err error) int {
 func startedByHost() bool { return os.Getenv(stdout.CookieKey) == stdout.CookieValue }
 
 // explain is for the person who typed the name of the binary.
-func explain(info Info) {
+func explain(w io.Writer, info Info) {
 	program := filepath.Base(os.Args[0])
-	fmt.Fprintf(os.Stderr, `%s %s is an agent of Postern: it judges mail, and Postern starts it when needed.
+	fmt.Fprintf(w, `%s %s is an agent of Postern: it judges mail, and Postern starts it when needed.
 
 Name it in the configuration of Postern
 
@@ -143,10 +150,15 @@ Name it in the configuration of Postern
       command  = [%q]
     }
 
-and run "postern check". %s --describe prints what it is, --options every option it takes.
+and run "postern check".
+
+    %[5]s --options         prints every option of its config block
+    %[5]s --describe        prints what it tells the host about itself, as JSON
+    %[5]s --version         prints its name and version
+    %[5]s --listen=SOCKET   serves at a socket, for attach = "unix:SOCKET" and a debugger
 `, info.Name, info.Version, info.Name, os.Args[0], program)
 	for _, c := range info.Commands {
-		fmt.Fprintf(os.Stderr, "    postern agent run %s -- %-12s %s\n", info.Name, c.Name, c.Summary)
+		fmt.Fprintf(w, "    postern agent run %s -- %-12s %s\n", info.Name, c.Name, c.Summary)
 	}
 }
 

@@ -362,6 +362,15 @@ func TestByHand(t *testing.T) {
 	if _, text, code := byHand(nil); code != 1 || !strings.Contains(text, "is an agent of Postern") || !strings.Contains(text, "greet") {
 		t.Errorf("without arguments: %d\n%s", code, text)
 	}
+	for _, option := range []string{"--help", "-h"} {
+		out, complaint, code := byHand(nil, option)
+		if code != 0 || complaint != "" || !strings.Contains(out, "is an agent of Postern") || !strings.Contains(out, "--options") || strings.Contains(out, "%!") {
+			t.Errorf("%s: %d\n%s%s", option, code, out, complaint)
+		}
+	}
+	if out, _, code := byHand(nil, "--version"); code != 0 || !strings.HasSuffix(out, " 1.2.3\n") {
+		t.Errorf("--version: %d\n%s", code, out)
+	}
 	if out, _, code := byHand(nil, "--describe"); code != 0 || !strings.Contains(out, `"version": "1.2.3"`) {
 		t.Errorf("--describe: %d\n%s", code, out)
 	}

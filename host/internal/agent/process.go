@@ -247,11 +247,23 @@ func (p *process) start(ctx context.Context) error {
 	go func() { connected <- p.connect() }()
 	select {
 	case err := <-connected:
-		return err
+		return p.notShaken(err)
 	case <-ctx.Done():
 		p.runner.destroy()
 		return errors.Join(ctx.Err(), <-connected)
 	}
+}
+
+// notShaken says in plain words that there was no handshake: go-plugin's own are about itself.
+func (p *process) notShaken(err error) error {
+	if err == nil || !strings.HasPrefix(err.Error(), "Unrecognized remote plugin message") && !strings.HasPrefix(err.Error(), "plugin exited") {
+		return err
+	}
+	why := p.runner.Diagnose(context.Background())
+	if why == "" {
+		why = "it printed no handshake line"
+	}
+	return fmt.Errorf("%s is not an agent of Postern, or it failed early: %s", p.o.Spec.Command[0], why)
 }
 
 // newRunner completes the runner with go-plugin's part of the environment.

@@ -242,6 +242,24 @@ func TestStdout(t *testing.T) {
 	})
 }
 
+// What it says of a program that is no plugin is about itself.
+func TestProgramThatIsNoAgent(t *testing.T) {
+	for command, want := range map[string]string{
+		"/bin/false":                  "/bin/false is not an agent of Postern, or it failed early: it printed no handshake line; the process ended: exit status 1",
+		"/bin/echo nobody is at home": `it printed "nobody is at home" to stdout and no handshake line`,
+	} {
+		o, _ := options(t, "")
+		o.Spec.Command = strings.Fields(command)
+		_, err := Describe(t.Context(), o)
+		if err == nil {
+			t.Fatalf("%s is an agent", command)
+		}
+		if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "plugin") {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+}
+
 // It gives plugins the host's stdin, process group and environment, and kills no children of theirs.
 func TestProcessStandsAlone(t *testing.T) {
 	t.Setenv("HOST_SECRET", "hunter2")
