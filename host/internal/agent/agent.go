@@ -248,7 +248,8 @@ func (a *Agent) scheduleSuspect() {
 	a.give(a.reserved, f)
 }
 
-// leastLoaded answers with the stream that has the fewest events, nil if none takes events.
+// leastLoaded answers with the stream that has the fewest events, of those not in doubt if there are any; nil if none
+// takes events.
 func (a *Agent) leastLoaded() *stream {
 	var least *stream
 	for _, slot := range a.slots {
@@ -256,7 +257,7 @@ func (a *Agent) leastLoaded() *stream {
 		if s == nil || !s.up || s == a.reserved {
 			continue
 		}
-		if least == nil || s.load() < least.load() {
+		if least == nil || least.doubted && !s.doubted || least.doubted == s.doubted && s.load() < least.load() {
 			least = s
 		}
 	}

@@ -125,7 +125,7 @@ func (a *Agent) settle(s *stream, in *agentpb.EventsResponse) {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.asked = time.Time{}
+	s.asked, s.doubted = time.Time{}, false
 	for _, answer := range in.GetAnswers() {
 		a.answer(s, answer, now)
 	}

@@ -147,7 +147,7 @@ func (s *slot) bringUp(p *process) bool {
 }
 
 // probesPerHang is how many pings fit into the time after which a process counts as hung.
-const probesPerHang = 4
+const probesPerHang = 10
 
 // watch waits for the end of a process and buries it, or for an order to replace it. It answers with the process
 // to watch next, nil if there is none.
@@ -161,8 +161,12 @@ func (s *slot) watch(p *process) *process {
 		case <-p.exited():
 			return s.lost(p, Died)
 		case <-ticker.C:
-			if s.a.silence(p.stream) >= s.a.o.HangAfter {
+			silence := s.a.silence(p.stream)
+			if silence >= s.a.o.HangAfter {
 				return s.lost(p, Hung)
+			}
+			if silence >= missedProbes*s.a.o.HangAfter/probesPerHang {
+				s.a.doubt(p.stream)
 			}
 			s.a.ping(p.stream)
 			p.bodies.expire()

@@ -35,6 +35,7 @@ type stream struct {
 	nonce     uint64    // of the last ping
 	pinged    time.Time // when that was asked for
 	asked     time.Time // of the oldest ping without a sign of life since; zero: none
+	doubted   bool      // it has left pings unanswered
 	idle      bool      // the writer sleeps
 	drained   chan struct{}
 	draining  bool
