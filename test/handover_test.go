@@ -34,7 +34,7 @@ func restartingHost(t *testing.T, hop string, more ...string) *restarting {
 host {
   name          = "edge.example"
   data_dir      = "{dir}/data"
-  restart_grace = "60s"
+  restart_grace = "10m"
 }
 log {
   level = "info"
@@ -622,7 +622,7 @@ func (r *restarting) owned() bool {
 func TestDrainer(t *testing.T) {
 	sink := rig.StartSink(t)
 	r := restartingHost(t, sink.Addr, counter)
-	r.Write(strings.Replace(r.configText(), `restart_grace = "60s"`, `restart_grace = "8s"`, 1))
+	r.Write(strings.Replace(r.configText(), `restart_grace = "10m"`, `restart_grace = "8s"`, 1))
 	var done restarted
 	r.JSON(&done, "restart") // so that the next one has 8 s
 	c, idle := r.Greeted(), r.Greeted()

@@ -33,6 +33,7 @@ type Pickup struct {
 
 	mu     sync.Mutex
 	looked bool // at what was there at the start
+	unsure bool // lines that stand in the ledger may be there once more
 
 	applying sync.Mutex // held while rows are applied, which keep their order
 }
@@ -86,8 +87,36 @@ func (p *Pickup) adoptFolder(folder string) {
 		})
 	}
 	work.Wait()
-	for _, path := range p.files(folder, kindLedger) {
-		p.adoptFile(path, p.ledger)
+	p.adoptLines(folder)
+}
+
+// linesAtOnce is how many octets of the ledger are adopted at once. At the start each time costs a look at what the
+// ledger has already.
+const linesAtOnce = 4 << 20
+
+// adoptLines adopts the lines for the ledger.
+func (p *Pickup) adoptLines(folder string) {
+	var lines []byte
+	var from []string
+	paths := p.files(folder, kindLedger)
+	for i, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			p.Logger.Error("ledger lines of a former host cannot be read now", "file", path, "error", err)
+		} else {
+			lines, from = append(lines, text...), append(from, path)
+		}
+		if len(from) == 0 || len(lines) < linesAtOnce && i < len(paths)-1 {
+			continue
+		}
+		if err := p.Ledger.Adopt(lines, !p.looked || p.unsure); err != nil {
+			p.Logger.Error("ledger lines of a former host cannot be taken now", "folder", folder, "error", err)
+			return
+		}
+		for _, path := range from {
+			p.unsure = os.Remove(path) != nil || p.unsure
+		}
+		lines, from = nil, nil
 	}
 }
 
@@ -171,17 +200,6 @@ func (p *Pickup) rows(file *os.File) error {
 		writes = append(writes, w.Write)
 	}
 	p.Tables.Apply(writes)
-	return os.Remove(file.Name())
-}
-
-func (p *Pickup) ledger(file *os.File) error {
-	lines, err := io.ReadAll(file)
-	if err != nil {
-		return err
-	}
-	if err := p.Ledger.Adopt(lines, !p.looked); err != nil {
-		return err
-	}
 	return os.Remove(file.Name())
 }
 
