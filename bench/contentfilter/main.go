@@ -29,6 +29,7 @@ func main() {
 	flag.BoolVar(&e.labelled, "as-labelled", false, "keep the few list posts that are spam but labelled as wanted")
 	flag.BoolVar(&e.choose, "choose", false, "compare kinds of tokens instead of filters")
 	flag.BoolVar(&e.alone, "alone", false, "leave out the other filters")
+	flag.IntVar(&e.sample, "sample", 250, "SpamAssassin judges `NUMBER` messages of each kind of a split, as it takes a tenth of a second for one; 0: all")
 	flag.Parse()
 	if err := e.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "eval-contentfilter:", err)
@@ -40,6 +41,7 @@ func main() {
 type eval struct {
 	corpora                 string
 	labelled, choose, alone bool
+	sample                  int
 	scratch                 string
 	all                     []*message
 }
@@ -95,82 +97,134 @@ func (e *eval) compare(ctx context.Context) error {
 	if err := e.sameWithoutLeaks(ctx, features); err != nil {
 		return err
 	}
-	var rules scores
+	var rules filter
 	if !e.alone {
-		if rules, err = spamassassin(e.scratch, e.all); err != nil {
+		judged, err := spamassassin(e.scratch, e.sampled())
+		if err != nil {
 			return err
 		}
+		rules = filter{"SpamAssassin, local rules", judged}
 	}
 	for _, s := range splits {
 		train, test := pick(e.all, s.train), pick(e.all, s.test)
 		fmt.Printf("**%s**: %s. %d messages to learn (%d spam), %d to judge (%d spam).\n\n", s.name, s.about, len(train), spamOf(train), len(test), spamOf(test))
-		fmt.Println("| filter | ROC area | caught at 0.1 % FP | at 0.5 % FP | ms a message |")
-		fmt.Println("|---|---|---|---|---|")
-		levels, err := e.own(train, test, features, one)
+		all, levels, err := e.learners(train, test, features, one)
 		if err != nil {
 			return err
 		}
-		if !e.alone {
-			if err := e.others(train, test, rules); err != nil {
-				return err
-			}
-		}
-		fmt.Printf("\n%s\n\n", levels)
+		e.tables(test, all, rules)
+		fmt.Printf("%s\n\n", levels)
 	}
 	return nil
+}
+
+// learners are the filters that learn, taught.
+func (e *eval) learners(train, test []*message, features map[*message]*classifier.Features, one map[*message]time.Duration) ([]filter, string, error) {
+	own, levels, err := e.own(train, test, features, one)
+	if err != nil || e.alone {
+		return []filter{own}, levels, err
+	}
+	all := []filter{own}
+	fields := func(m *message) []byte { return bytes.Join([][]byte{onlyFields(m.header), m.body}, []byte("\r\n")) }
+	for _, way := range []struct {
+		name  string
+		write func(*message) []byte
+	}{{"bogofilter", (*message).whole}, {"bogofilter, given only the fields that contentfilter reads", fields}} {
+		judged, err := bogofilter(e.scratch, train, test, way.write)
+		if err != nil {
+			return nil, "", err
+		}
+		all = append(all, filter{way.name, judged})
+	}
+	return all, levels, nil
+}
+
+// tables of a split: the learners on all of the mail, and all filters on what SpamAssassin has judged.
+func (e *eval) tables(test []*message, all []filter, rules filter) {
+	some := sampleOf(test, e.sample)
+	if !e.alone && len(some) == len(test) {
+		all = append(all, rules)
+	}
+	table(test, all)
+	if !e.alone && len(some) < len(test) {
+		fmt.Printf("Of these a sample, %d of them spam and %d wanted:\n\n", spamOf(some), len(some)-spamOf(some))
+		table(some, append(all, rules))
+	}
+}
+
+// sampled are the messages that SpamAssassin has to judge.
+func (e *eval) sampled() []*message {
+	chosen := map[*message]bool{}
+	for _, s := range splits {
+		for _, m := range sampleOf(pick(e.all, s.test), e.sample) {
+			chosen[m] = true
+		}
+	}
+	return pick(e.all, func(m *message) bool { return chosen[m] })
+}
+
+// sampleOf takes so many of each kind, evenly; 0: all.
+func sampleOf(all []*message, n int) []*message {
+	if n == 0 {
+		return all
+	}
+	var out []*message
+	for _, spam := range []bool{true, false} {
+		kind := pick(all, func(m *message) bool { return m.spam == spam })
+		take := min(n, len(kind))
+		for i := range take {
+			out = append(out, kind[i*len(kind)/take])
+		}
+	}
+	return out
+}
+
+// filter and what it thinks of messages.
+type filter struct {
+	name string
+	scores
 }
 
 func spamOf(all []*message) int {
 	return len(pick(all, func(m *message) bool { return m.spam }))
 }
 
-// row of a table.
-func row(name string, test []*message, score func(*message) float64, one time.Duration) {
-	var judged []classifier.Judged
-	for _, m := range test {
-		judged = append(judged, classifier.Judged{Score: score(m), Spam: m.spam})
+// table of filters on the same mail.
+func table(test []*message, all []filter) {
+	fmt.Println("| filter | ROC area | caught at 0.1 % FP | at 0.5 % FP | ms a message |")
+	fmt.Println("|---|---|---|---|---|")
+	for _, f := range all {
+		var judged []classifier.Judged
+		for _, m := range test {
+			judged = append(judged, classifier.Judged{Score: f.of[m], Spam: m.spam})
+		}
+		q := classifier.Measure(judged)
+		fmt.Printf("| %s | %.4f | %.1f %% | %.1f %% | %.2f |\n", f.name, q.Area, 100*q.Catch01, 100*q.Catch05, float64(f.one)/float64(time.Millisecond))
 	}
-	q := classifier.Measure(judged)
-	fmt.Printf("| %s | %.4f | %.1f %% | %.1f %% | %.2f |\n", name, q.Area, 100*q.Catch01, 100*q.Catch05, float64(one)/float64(time.Millisecond))
+	fmt.Println()
 }
 
-// own classifier: its row, and what it would do with its default thresholds.
-func (e *eval) own(train, test []*message, features map[*message]*classifier.Features, one map[*message]time.Duration) (string, error) {
+// own classifier, and what it would do with its default thresholds.
+func (e *eval) own(train, test []*message, features map[*message]*classifier.Features, one map[*message]time.Duration) (filter, string, error) {
 	model, err := classifier.Train(examplesOf(train, features), classifier.Settings{}, time.Now())
 	if err != nil {
-		return "", err
+		return filter{}, "", err
 	}
-	row("contentfilter", test, func(m *message) float64 { return model.Score(features[m]) }, mean(test, one))
 	var file bytes.Buffer
 	if err := model.Write(&file); err != nil {
-		return "", err
+		return filter{}, "", err
 	}
+	f := filter{"contentfilter", scores{of: map[*message]float64{}, one: mean(test, one)}}
 	refused := map[bool]int{}
 	for _, m := range test {
+		f.of[m] = model.Score(features[m])
 		if classifier.SCL(model.Probability(features[m])) >= 7 {
 			refused[m.spam]++
 		}
 	}
 	spam := spamOf(test)
-	return fmt.Sprintf("With the default `reject_at = 7` contentfilter refuses %.1f %% of the spam and %d of %d wanted messages. Its median message takes %.2f ms; the model has %.1f MB.",
+	return f, fmt.Sprintf("With the default `reject_at = 7` contentfilter refuses %.1f %% of the spam and %d of %d wanted messages. Its median message takes %.2f ms; the model has %.1f MB.",
 		100*float64(refused[true])/float64(spam), refused[false], len(test)-spam, float64(median(test, one))/float64(time.Millisecond), float64(file.Len())/1e6), nil
-}
-
-// others are the rivals on the same mail.
-func (e *eval) others(train, test []*message, rules scores) error {
-	fields := func(m *message) []byte { return bytes.Join([][]byte{onlyFields(m.header), m.body}, []byte("\r\n")) }
-	for _, way := range []struct {
-		name  string
-		write func(*message) []byte
-	}{{"bogofilter", (*message).whole}, {"bogofilter, given only the fields that contentfilter reads", fields}} {
-		got, err := bogofilter(e.scratch, train, test, way.write)
-		if err != nil {
-			return err
-		}
-		row(way.name, test, func(m *message) float64 { return got.of[m] }, got.one)
-	}
-	row("SpamAssassin, local rules", test, func(m *message) float64 { return rules.of[m] }, rules.one)
-	return nil
 }
 
 // read the features of messages, and how much processor time each takes, with all that comes before: MIME, HTML,
