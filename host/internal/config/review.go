@@ -149,7 +149,8 @@ func (r *review) checkStamps(agents []Subscribed) {
 		missing := map[string]bool{}
 		for _, sub := range reader.Subscriptions {
 			for _, stamp := range sub.GetReadsStamps() {
-				if !missing[stamp] && !hostStamp(stamp) && !written(stamp, reader.Agent, sub.GetEvent(), agents) {
+				own := strings.HasPrefix(stamp, reader.Agent+".") // under some configurations it writes none
+				if !own && !missing[stamp] && !hostStamp(stamp) && !written(stamp, reader.Agent, sub.GetEvent(), agents) {
 					missing[stamp] = true
 					r.diags.warnf(agent.Range, "agent %q reads the stamp %q at %s, which no agent before it writes",
 						reader.Agent, stamp, r.eventName(sub.GetEvent()))

@@ -60,7 +60,7 @@ func TestReviewStamps(t *testing.T) {
 	}
 	rcpt, data := agentpb.EventKind_EVENT_KIND_RCPT, agentpb.EventKind_EVENT_KIND_END_OF_DATA
 	got := reviewLines(c, nil, []Subscribed{
-		{Agent: "first", Subscriptions: []*agentpb.Subscription{reads(data, "second.helo", "third.score"), writes(rcpt, "own"), reads(data, "first.own")}},
+		{Agent: "first", Subscriptions: []*agentpb.Subscription{reads(data, "second.helo", "third.score"), writes(rcpt, "own"), reads(data, "first.own", "first.unwritten")}},
 		{Agent: "second", Subscriptions: []*agentpb.Subscription{writes(rcpt, "helo"), reads(data, "first.*", "nobody.*", "bypass.antispam", "scl")}},
 		{Agent: "third", Subscriptions: []*agentpb.Subscription{writes(data, "score", "scl")}},
 	})
