@@ -193,12 +193,23 @@ func mustLoad(t *testing.T, text string) *Config {
 	return c
 }
 
-func TestRepositorySample(t *testing.T) {
+func TestRepositorySamples(t *testing.T) {
+	plugins, err := os.ReadDir("../../../plugins")
+	if err != nil {
+		t.Fatal(err)
+	}
 	o := fakeOptions(t)
 	o.Describe = nil // the real agents' schemas are not known here
-	_, diags := Load("../../../config.hcl", o)
-	if len(diags.All()) > 0 {
-		t.Errorf("%v %v", diags.Err(), diags.All())
+	for _, p := range plugins {
+		if err := os.WriteFile(filepath.Join(o.AgentDir, p.Name()), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{"../../../config.hcl", "../../../config/hub.hcl"} {
+		_, diags := Load(path, o)
+		if len(diags.All()) > 0 {
+			t.Errorf("%s: %v %v", path, diags.Err(), diags.All())
+		}
 	}
 }
 
