@@ -174,9 +174,6 @@ func (h *Host) Stop() {
 
 func (h *Host) onStop(f func(context.Context)) { h.closers.add(f) }
 
-// background runs f until the host stops.
-func (h *Host) background(f func(context.Context)) { h.closers.add(background(f)) }
-
 // background runs f until the function it returns is called.
 func background(f func(context.Context)) (stop func(context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())

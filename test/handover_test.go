@@ -111,15 +111,6 @@ type restarted struct {
 	GapMillis int64 `json:"gap_millis"`
 }
 
-// killAndStart kills the owner and starts a new one, as a service manager does.
-func (r *restarting) killAndStart() {
-	r.t.Helper()
-	pid := r.owner()
-	_ = syscall.Kill(pid, syscall.SIGKILL)
-	r.WaitFor("the end of the owner", func() bool { return !alive(pid) })
-	r.Host.Start()
-}
-
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -825,4 +816,36 @@ func TestSecondHost(t *testing.T) {
 	}
 	before := r.owner()
 	r.WaitFor("another owner", func() bool { return r.owner() != before })
+}
+
+// TestServiceManager: the service manager hears which process is the service, first and after a restart, and that it ends.
+func TestServiceManager(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(dir, "notify"))
+	hears := func(want string) {
+		t.Helper()
+		_ = manager.SetReadDeadline(time.Now().Add(30 * time.Second))
+		b := make([]byte, 1000)
+		n, err := manager.Read(b)
+		if err != nil || string(b[:n]) != want {
+			t.Errorf("the service manager hears %q, %v, not %q", b[:n], err, want)
+		}
+	}
+	r := restartingHost(t, "127.0.0.1:1")
+	hears(fmt.Sprintf("MAINPID=%d\nREADY=1", r.owner()))
+	r.MustPostern("restart")
+	hears(fmt.Sprintf("MAINPID=%d\nREADY=1", r.owner()))
+	if err := syscall.Kill(r.owner(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	hears("STOPPING=1")
 }
