@@ -186,13 +186,29 @@ func (l *loader) timeout(n *node, group string, budget time.Duration) time.Durat
 	if budget == 0 || d <= budget {
 		return d
 	}
-	if v.set && !v.spread {
+	switch {
+	case v.set && v.spread:
+		l.cut(v, group, budget)
+	case v.set:
 		l.diags.errorf(v.at, "%s exceeds the event budget of %s for %s", v.raw, FormatDuration(budget), budgetName(group))
 	}
 	capped := *v
 	capped.raw = FormatDuration(budget)
 	n.values[group] = &capped
 	return budget
+}
+
+// cut warns, once for a value, that one timeout for all groups of events is more than the budget of the first.
+func (l *loader) cut(v *value, group string, budget time.Duration) {
+	if l.wasCut[v.at] {
+		return
+	}
+	if l.wasCut == nil {
+		l.wasCut = map[hcl.Range]bool{}
+	}
+	l.wasCut[v.at] = true
+	l.diags.warnf(v.at, "timeout %s is longer than the event budget: it is cut, to %s for %s and likewise for other events; "+
+		"write timeout { message = %q } for the end of the message alone", v.raw, FormatDuration(budget), budgetName(group), v.raw)
 }
 
 // budgetName is the argument of event_budget that bounds a group.

@@ -104,7 +104,8 @@ type loader struct {
 	broken bool // syntax errors: what is missing may be there, unread
 	config *Config
 	root   *node
-	system string // the system\'s name, for a host that has none
+	wasCut map[hcl.Range]bool // timeouts that were warned of
+	system string             // the system\'s name, for a host that has none
 }
 
 // file is one source.

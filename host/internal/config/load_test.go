@@ -267,3 +267,37 @@ func TestDataDir(t *testing.T) {
 		t.Errorf("%q of no file", got)
 	}
 }
+
+// One timeout for all events that is longer than a budget is cut, which is said once, where it is written.
+func TestTimeoutOverTheBudgetIsSaid(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.hcl")
+	text := `agent_defaults {
+  timeout = "30s"
+}
+agent "fake" {
+  priority = 1
+}
+agent "other" {
+  plugin   = "fake"
+  priority = 2
+}
+agent "third" {
+  plugin   = "fake"
+  priority = 3
+  timeout  = "5s"
+}
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, diags := Load(path, fakeOptions(t))
+	var said []string
+	for _, d := range diags.All() {
+		if strings.Contains(d.String(), "timeout 30s is longer than the event budget") {
+			said = append(said, d.String())
+		}
+	}
+	if len(said) != 1 || !strings.Contains(said[0], ":2,13-18: ") || diags.Errors() {
+		t.Errorf("%q, %v", said, diags.Err())
+	}
+}
