@@ -144,6 +144,28 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// TestMemory: an agent that takes more memory than it may ends, is started again, and its exit says why.
+func TestMemory(t *testing.T) {
+	h, _ := hostileScene(t, 0o711, `memory = "256 MB"`)
+	orders := filepath.Join(h.Dir, "data/agents/hostile/orders")
+	if err := os.WriteFile(orders, []byte("eat 1000\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	before := processes(h, "hostile")
+	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage) // it has ended two processes, and is parked
+	h.WaitFor("the reason to be shown", func() bool {
+		return strings.Contains(h.MustPostern("agent", "show", "hostile"), "out of memory: it may have 256 MB")
+	})
+	if err := os.Remove(orders); err != nil {
+		t.Fatal(err)
+	}
+	h.WaitFor("another process", func() bool {
+		now := processes(h, "hostile")
+		return len(now) == 1 && now[0] != before[0]
+	})
+	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
+}
+
 // hostileScene is a host with a victim that has written something and the hostile agent, and an address to connect to.
 func hostileScene(t *testing.T, mode os.FileMode, sandbox string) (h *rig.Host, out string) {
 	t.Helper()

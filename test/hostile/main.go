@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,10 @@ func main() {
 type Config struct{}
 
 // Hostile has its orders in its state folder.
-type Hostile struct{ state string }
+type Hostile struct {
+	state string
+	eaten [][]byte
+}
 
 func newHostile(_ Config, r *sdk.Registrar) (*Hostile, error) {
 	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.MayChange(sdk.Verdicts))
@@ -98,6 +102,9 @@ func (h *Hostile) attempt(ctx context.Context, e *sdk.DataEvent, words []string)
 		return unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
 	case "forge":
 		return forge(e)
+	case "eat":
+		h.eat(pid)
+		return nil
 	case "fill":
 		return h.fill(argument)
 	}
@@ -149,6 +156,13 @@ func forge(e *sdk.DataEvent) error {
 	defer again.Close()
 	_, err = again.WriteAt([]byte("forged"), 0)
 	return err
+}
+
+// eat uses up so many megabytes.
+func (h *Hostile) eat(megabytes int) {
+	for range megabytes {
+		h.eaten = append(h.eaten, bytes.Repeat([]byte("x"), 1<<20))
+	}
 }
 
 // fill writes so many files of a megabyte.

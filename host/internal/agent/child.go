@@ -32,6 +32,7 @@ type child struct {
 	policy   sandbox.Policy
 	warnings []string // what the kernel lacks of the policy; fixed once it runs
 	pid      int
+	oomKills int           // of the machine, before it started
 	lifeline *os.File      // our end; closing it tells the process that we have gone
 	side     *net.UnixConn // our end of the side socket
 	stdout   *os.File
@@ -123,6 +124,7 @@ func (c *child) start() error {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		c.oomKills = sandbox.OutOfMemoryKills()
 		warnings, err := sandbox.Start(c.cmd, c.policy)
 		if err == nil {
 			c.pid, c.warnings = c.cmd.Process.Pid, warnings
@@ -166,8 +168,12 @@ func (c *child) reap() {
 func (c *child) ending() string {
 	text := c.cmd.ProcessState.String()
 	c.mu.Lock()
-	why := c.why
+	why, ours := c.why, c.ours
 	c.mu.Unlock()
+	if status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == unix.SIGKILL && !ours &&
+		sandbox.OutOfMemoryKills() > c.oomKills {
+		return text + " (out of memory: the kernel has ended a process meanwhile to get some back)"
+	}
 	if why == "" && c.explain != nil && !c.cmd.ProcessState.Success() {
 		why = c.explain()
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -37,6 +38,7 @@ type logs struct {
 	second     time.Time
 	lines      int
 	suppressed int
+	starved    bool // it said that it had got no memory
 }
 
 // newLogs makes a logs for a process that writes to logger.
@@ -69,12 +71,23 @@ func (l *logs) write(e entry) {
 // keep puts a line into the ring.
 func (l *logs) keep(line string) {
 	line = cutString(line, keptLineBytes)
+	l.starved = l.starved || wantOfMemory.MatchString(line)
 	if len(l.kept) < keptLines {
 		l.kept = append(l.kept, line)
 		return
 	}
 	l.kept[l.oldest] = line
 	l.oldest = (l.oldest + 1) % keptLines
+}
+
+// wantOfMemory are the last words of programs in Go, C++, C and Python that have got no memory. Much may follow them.
+var wantOfMemory = regexp.MustCompile(`out of memory|annot allocate memory|bad_alloc|MemoryError`)
+
+// outOfMemory reports whether the process said that it had got no memory.
+func (l *logs) outOfMemory() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.starved
 }
 
 // admit says whether one more line may be logged now.

@@ -117,19 +117,11 @@ func (r *agentRunner) watchDisk(c *child) {
 
 // outOfMemory says so where the process has ended for want of memory, which the kernel refuses rather than ends it.
 func (r *agentRunner) outOfMemory() string {
-	if r.policy.Memory == 0 {
+	if r.policy.Memory == 0 || !r.logs.outOfMemory() {
 		return ""
 	}
-	for _, line := range r.logs.tail(shownLines) {
-		if wantOfMemory.MatchString(line) {
-			return "out of memory: it may have " + sandbox.Size(r.policy.Memory)
-		}
-	}
-	return ""
+	return "out of memory: it may have " + sandbox.Size(r.policy.Memory)
 }
-
-// wantOfMemory are the last words of programs in Go, C and Python that got no memory.
-var wantOfMemory = regexp.MustCompile(`(?i)out of memory|cannot allocate memory|bad_alloc|MemoryError`)
 
 // readStdout passes the handshake line on to go-plugin, skips what a process prints before it, and drains what
 // follows it, however long its lines are: a process that fills a pipe nobody reads stands still.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -64,6 +65,9 @@ type testAgent struct {
 	side   map[string]*os.File
 	grown  *sync.Cond
 }
+
+// eaten keeps what an event has used up.
+var eaten [][]byte
 
 // incoming is a body that comes in chunks, or the credit of an upload.
 type incoming struct {
@@ -344,6 +348,11 @@ func (a *testAgent) handle(e *agentpb.Event, text string) {
 	case "sleep":
 		d, _ := time.ParseDuration(argument)
 		time.Sleep(d)
+	case "eat": // so many megabytes, each of their pages
+		megabytes, _ := strconv.Atoi(argument)
+		for range megabytes {
+			eaten = append(eaten, bytes.Repeat([]byte("x"), 1<<20))
+		}
 	case "sleep-then-die":
 		d, _ := time.ParseDuration(argument)
 		time.Sleep(d)

@@ -510,3 +510,36 @@ func TestHungUp(t *testing.T) {
 		t.Error("the process lives")
 	}
 }
+
+// A process that the kernel ends for want of memory is reported as that. One that gets no more at its own limit says so
+// itself; test/sandbox_test.go has that, since the race detector does not fit into a limit.
+func TestOutOfMemory(t *testing.T) {
+	group := memoryGroup(t, 64<<20)
+	o, _ := options(t, "")
+	a := launch(t, o)
+	pid := a.Status().Instances[0].PID
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = a.Call(context.Background(), event("e", "eat 512"))
+	eventually(t, "the reason to be known", func() bool {
+		return strings.Contains(a.Status().Instances[0].LastExit, "signal: killed (out of memory: ")
+	})
+}
+
+// memoryGroup makes a control group that may use so much memory.
+func memoryGroup(t *testing.T, limit int) string {
+	t.Helper()
+	for parent, file := range map[string]string{"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"} {
+		group := filepath.Join(parent, "postern-test-"+strconv.Itoa(os.Getpid()))
+		if os.Mkdir(group, 0o755) != nil {
+			continue
+		}
+		t.Cleanup(func() { _ = os.Remove(group) })
+		if os.WriteFile(filepath.Join(group, file), []byte(strconv.Itoa(limit)), 0o600) == nil {
+			return group
+		}
+	}
+	t.Skip("no control group with a limit of memory can be made here (it takes root); what the kernel ends cannot be tested")
+	return ""
+}
