@@ -29,7 +29,7 @@ func main() {
 	flag.BoolVar(&e.labelled, "as-labelled", false, "keep the few list posts that are spam but labelled as wanted")
 	flag.BoolVar(&e.choose, "choose", false, "compare kinds of tokens instead of filters")
 	flag.BoolVar(&e.alone, "alone", false, "leave out the other filters")
-	flag.IntVar(&e.sample, "sample", 250, "SpamAssassin judges `NUMBER` messages of each kind of a split, as it takes a tenth of a second for one; 0: all")
+	flag.IntVar(&e.sample, "sample", 200, "SpamAssassin judges `NUMBER` messages of each kind of a split, as it takes a tenth of a second for one; 0: all")
 	flag.Parse()
 	if err := e.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "eval-contentfilter:", err)
