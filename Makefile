@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PROTOC_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
-.PHONY: build run test check generate bench eval-contentfilter crash fuzz clean
+.PHONY: build run test check generate bench eval-contentfilter crash fuzz fuzz-short clean
 
 build: ## the host at bin/postern, each agent at bin/agents/NAME
 	@mkdir -p bin/agents
@@ -68,6 +68,13 @@ fuzz: ## every fuzzer in turn, FUZZTIME each
 	  grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6- | while read f; do \
 	    echo "$$dir $$f"; go test -run xxx -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
 	  done || exit 1; \
+	done
+
+# Fuzzers of what strangers, operators and agents send: verbs in every state, framing, addresses, configuration, answers.
+SHORT := session:FuzzSession session:FuzzBDAT wire:FuzzFramer wire:FuzzParseCommand config:FuzzLoad pipeline:FuzzAnswer
+fuzz-short: ## those, 5 seconds each: what CI has time for
+	@for f in $(SHORT:%=./host/internal/%) ./sdk/address:FuzzParse ./sdk/address:FuzzWrite ./sdk/address:FuzzParsePath; do \
+	  go test -run xxx -fuzz "^$${f#*:}$$" -fuzztime 5s "$${f%:*}" || exit 1; \
 	done
 
 clean:
