@@ -81,6 +81,7 @@ func (l *launcher) restrict() error {
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, uintptr(r.fd), 0, 0); errno != 0 {
 		return fmt.Errorf("taking on the rules of Landlock: %w", errno)
 	}
+	l.bound = true
 	l.scoped = r.handled.Scoped&unix.LANDLOCK_SCOPE_SIGNAL != 0
 	return nil
 }

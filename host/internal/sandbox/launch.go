@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -46,7 +47,9 @@ func inherited(number string) (*os.File, error) {
 type launcher struct {
 	order
 	warnings []string
-	scoped   bool // Landlock keeps its signals inside
+	scoped   bool     // Landlock keeps its signals inside
+	bound    bool     // Landlock lets it execute the files that it was told of, and no others that take their names
+	opened   *os.File // the program, until it is executed
 }
 
 // run does as it is told. All of it happens on the main thread, which the program's first thread will be.
@@ -71,6 +74,7 @@ func (l *launcher) run(spec string, say func(report) error) error {
 		// The signal that comes with the end of the host; a change of user has called it off.
 		{"parent", func() error { return prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)) }},
 		{"system calls", l.filter},
+		{"program", func() error { return broken(l.Policy.Sealed) }},
 		// Told before memory becomes scarce. A host that ended before the signal was asked for cannot be told.
 		{"the host", func() error { return say(report{Warnings: l.warnings}) }},
 		{"memory", func() error { return setLimit(unix.RLIMIT_DATA, l.Policy.Memory) }},
@@ -79,10 +83,36 @@ func (l *launcher) run(spec string, say func(report) error) error {
 			return fmt.Errorf("sandbox: %s: %w", step.what, err)
 		}
 	}
-	if err := syscall.Exec(l.Path, l.Args, l.Env); err != nil {
+	program, err := l.program()
+	if err != nil {
+		return fmt.Errorf("sandbox: program: %w", err)
+	}
+	if err := syscall.Exec(program, l.Args, l.Env); err != nil {
 		return &os.PathError{Op: "executing", Path: l.Path, Err: l.explain(err)}
 	}
 	return nil
+}
+
+// program is the path to execute. Where nothing binds a path to the file that was looked into, it leads by way of a
+// descriptor: another file may have taken the name since. A script needs its name, and so does ps.
+func (l *launcher) program() (string, error) {
+	i := slices.IndexFunc(l.Policy.Sealed, func(s Sealed) bool { return s.Path == l.Path })
+	if l.bound || i < 0 {
+		return l.Path, nil
+	}
+	f, err := os.Open(l.Path)
+	if err != nil {
+		return "", err
+	}
+	l.opened = f
+	if now, err := IdentityOf(f); err != nil || now != l.Policy.Sealed[i].Identity {
+		return "", fmt.Errorf("%s was changed while it was being started", l.Path)
+	}
+	magic := make([]byte, 4)
+	if _, err := f.ReadAt(magic, 0); err != nil || string(magic) != "\x7fELF" {
+		return l.Path, nil
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", f.Fd()), nil
 }
 
 // explain says what a refusal may come from.

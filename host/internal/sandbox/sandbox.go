@@ -25,6 +25,8 @@ import (
 type Policy struct {
 	// Program names the files that are run: the program, and what is a script of it. They may be read and executed.
 	Program []string
+	// Sealed are files, the program first if it is one, that must still be what somebody has looked into.
+	Sealed []Sealed
 	// State and Temp are folders of its own, which exist; "": none. It may write below both. The owner of State is
 	// its user where the host runs as root.
 	State, Temp string
