@@ -16,7 +16,7 @@ import (
 
 //go:generate go run . --options=README.md
 
-// Config is the agent's configuration. Empty, it verifies, writes what it found, and refuses nothing.
+// Config is the agent's configuration. Empty, it verifies, writes what it found, refuses nothing and reports to nobody.
 type Config struct {
 	AuthservID string `hcl:"authserv_id,optional" doc:"Name under which results stand in Authentication-Results; fields that came in under it are removed. The host's name if left out." example:"mx.example.org"`
 	SenderID   bool   `hcl:"sender_id,optional" default:"true" doc:"Whether Sender ID (RFC 4406) is looked at, too."`
@@ -36,12 +36,13 @@ type Config struct {
 	DMARCQuarantine string `hcl:"dmarc_quarantine,optional" default:"stamp" one_of:"stamp reject delete quarantine" doc:"What to do when DMARC fails and the domain of From asks for quarantine."`
 	DMARCTempError  string `hcl:"dmarc_temperror,optional" default:"stamp" one_of:"stamp reject delete quarantine" doc:"What to do when DNS does not answer and nothing else proved the domain of From."`
 
-	TrustedSealers        []string      `hcl:"trusted_sealers,optional" doc:"Domains whose ARC seals are believed: when DMARC fails and the newest seals of a valid chain are theirs, what they found when the message came to them counts." example:"[\"lists.example.org\"]"`
-	BypassedRecipients    []string      `hcl:"bypassed_recipients,optional" doc:"Recipients (user@domain, domain, *.domain) for whom no action is taken." example:"[\"abuse@example.org\"]"`
-	BypassedSenderDomains []string      `hcl:"bypassed_sender_domains,optional" doc:"Domains (domain, *.domain) of MAIL FROM or of the purported responsible address for which no action is taken."`
-	MaxSignatures         int           `hcl:"max_signatures,optional" default:"8" min:"1" max:"50" doc:"DKIM signatures of a message that are verified, from the top."`
-	DNSTimeout            time.Duration `hcl:"dns_timeout,optional" default:"10s" min:"100ms" max:"60s" doc:"How long all questions of a message together are waited for, within the time that the host gives the event."`
-	DNSServers            []string      `hcl:"dns_servers,optional" doc:"Servers to ask (address, or address:port) instead of the host's resolvers." example:"[\"127.0.0.1:53\"]"`
+	TrustedSealers        []string         `hcl:"trusted_sealers,optional" doc:"Domains whose ARC seals are believed: when DMARC fails and the newest seals of a valid chain are theirs, what they found when the message came to them counts." example:"[\"lists.example.org\"]"`
+	BypassedRecipients    []string         `hcl:"bypassed_recipients,optional" doc:"Recipients (user@domain, domain, *.domain) for whom no action is taken." example:"[\"abuse@example.org\"]"`
+	BypassedSenderDomains []string         `hcl:"bypassed_sender_domains,optional" doc:"Domains (domain, *.domain) of MAIL FROM or of the purported responsible address for which no action is taken."`
+	MaxSignatures         int              `hcl:"max_signatures,optional" default:"8" min:"1" max:"50" doc:"DKIM signatures of a message that are verified, from the top."`
+	DNSTimeout            time.Duration    `hcl:"dns_timeout,optional" default:"10s" min:"100ms" max:"60s" doc:"How long all questions of a message together are waited for, within the time that the host gives the event."`
+	ReportFrom            *address.Mailbox `hcl:"report_from,optional" doc:"Sender of DMARC aggregate reports, and where their bounces go. Without it neither are reports sent nor is the data for them kept." example:"dmarc-reports@example.org"`
+	DNSServers            []string         `hcl:"dns_servers,optional" doc:"Servers to ask (address, or address:port) instead of the host's resolvers." example:"[\"127.0.0.1:53\"]"`
 }
 
 // New checks cfg. It is called for every new configuration.
@@ -64,6 +65,9 @@ func New(cfg Config, r *sdk.Registrar) (*Auth, error) {
 	}
 	if a.DMARCReject == actionReject && len(cfg.TrustedSealers) == 0 {
 		r.At("dmarc_reject").Warn("without trusted_sealers mail of lists and forwarders that change it is refused, too")
+	}
+	if m := cfg.ReportFrom; m != nil && !r.Host().Accepts(strings.ToLower(m.Domain)) {
+		r.At("report_from").Warn("no accepted domain: bounces of reports do not come back to us, and DMARC may fail for the reports themselves")
 	}
 	a.subscribe(r)
 	return a, nil
@@ -96,7 +100,8 @@ func (a *Auth) openResolver(r *sdk.Registrar) error {
 	if len(servers) == 0 {
 		servers = r.Host().Resolvers
 	}
-	a.resolver, err = dns.New(dns.Options{Servers: servers, Timeout: a.DNSTimeout})
+	resolver, err := dns.New(dns.Options{Servers: servers, Timeout: a.DNSTimeout})
+	a.resolver = &watched{Resolver: resolver, health: r.Health()}
 	return err
 }
 

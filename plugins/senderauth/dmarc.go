@@ -22,6 +22,10 @@ type dmarcResult struct {
 	policy string // "none", "quarantine" or "reject": what applies to this message; empty without a record
 	spf    bool   // SPF is aligned and passed
 	dkim   bool
+
+	record  *dmarcRecord // nil: there is none
+	owner   string       // domain at which it was found
+	sampled bool         // the message is outside of the percentage that the policy is for
 }
 
 // dmarcRecord is a policy record (RFC 7489 section 6.3).
@@ -31,6 +35,8 @@ type dmarcRecord struct {
 	strictDKIM bool
 	strictSPF  bool
 	percent    int
+	options    string // fo, as it stands
+	reports    string // rua, as it stands
 }
 
 // organizational domain: one label below the public suffix (RFC 7489 section 3.2).
@@ -85,7 +91,7 @@ func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult,
 		return dmarcResult{result: resultPermError, reason: err.Error()}
 	}
 	out := dmarcResult{domain: domain, result: resultNone}
-	record, below, err := a.policy(ctx, domain)
+	record, owner, err := a.policy(ctx, domain)
 	switch {
 	case err != nil:
 		out.result, out.reason = resultTempError, "DNS lookup failed"
@@ -93,7 +99,9 @@ func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult,
 	case record == nil:
 		return out
 	}
-	out.policy = record.apply(below, id)
+	out.record, out.owner = record, owner
+	out.policy = record.apply(owner != domain, id)
+	out.sampled = out.policy != record.asked(owner != domain)
 	out.spf = s.result == resultPass && aligned(asciiDomain(s.domain), domain, record.strictSPF)
 	temporary := s.result == resultTempError && aligned(asciiDomain(s.domain), domain, record.strictSPF)
 	for _, v := range signatures {
@@ -113,22 +121,22 @@ func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult,
 	return out
 }
 
-// policy record of a domain or of its organizational domain (RFC 7489 section 6.6.3); below: of the latter.
-func (a *Auth) policy(ctx context.Context, domain string) (record *dmarcRecord, below bool, err error) {
+// policy record of a domain or of its organizational domain (RFC 7489 section 6.6.3); owner is which of them has it.
+func (a *Auth) policy(ctx context.Context, domain string) (record *dmarcRecord, owner string, err error) {
 	for _, name := range []string{domain, organizational(domain)} {
 		texts, err := a.resolver.TXT(ctx, "_dmarc."+name)
 		if err != nil {
-			return nil, false, err
+			return nil, "", err
 		}
 		switch records := recordsOf(texts); len(records) {
 		case 0:
 			continue
 		case 1:
-			return records[0], name != domain, nil
+			return records[0], name, nil
 		}
-		return nil, false, nil // several are none (step 5)
+		return nil, "", nil // several are none (step 5)
 	}
-	return nil, false, nil
+	return nil, "", nil
 }
 
 // recordsOf DMARC among texts.
@@ -144,18 +152,17 @@ func recordsOf(texts []string) []*dmarcRecord {
 
 // parseDMARC answers with nil for a text that is no record.
 func parseDMARC(text string) *dmarcRecord {
-	version, rest, _ := strings.Cut(text, ";")
-	if name, value, _ := strings.Cut(version, "="); strings.TrimSpace(name) != "v" || strings.TrimSpace(value) != "DMARC1" {
+	tags := dmarcTags(text)
+	if tags == nil {
 		return nil
 	}
-	tags := map[string]string{}
-	for spec := range strings.SplitSeq(rest, ";") {
-		name, value, _ := strings.Cut(spec, "=")
-		tags[strings.ToLower(strings.TrimSpace(name))] = strings.ToLower(strings.TrimSpace(value))
+	lower := func(name string) string { return strings.ToLower(tags[name]) }
+	r := &dmarcRecord{
+		policy: lower("p"), subdomains: lower("sp"), strictDKIM: lower("adkim") == "s", strictSPF: lower("aspf") == "s",
+		percent: 100, options: tags["fo"], reports: tags["rua"],
 	}
-	r := &dmarcRecord{policy: tags["p"], subdomains: tags["sp"], strictDKIM: tags["adkim"] == "s", strictSPF: tags["aspf"] == "s", percent: 100}
 	if !isPolicy(r.policy) {
-		if tags["rua"] == "" {
+		if r.reports == "" {
 			return nil
 		}
 		r.policy = resultNone // RFC 7489 section 6.6.3 step 6
@@ -169,21 +176,46 @@ func parseDMARC(text string) *dmarcRecord {
 	return r
 }
 
-func isPolicy(p string) bool { return p == "none" || p == "quarantine" || p == "reject" }
+// dmarcTags of a text that begins with the version; nil for any other.
+func dmarcTags(text string) map[string]string {
+	version, rest, _ := strings.Cut(text, ";")
+	if name, value, _ := strings.Cut(version, "="); strings.TrimSpace(name) != "v" || strings.TrimSpace(value) != "DMARC1" {
+		return nil
+	}
+	tags := map[string]string{}
+	for spec := range strings.SplitSeq(rest, ";") {
+		name, value, _ := strings.Cut(spec, "=")
+		tags[strings.ToLower(strings.TrimSpace(name))] = strings.TrimSpace(value)
+	}
+	return tags
+}
+
+// Policies besides none.
+const (
+	policyQuarantine = "quarantine"
+	policyReject     = "reject"
+)
+
+func isPolicy(p string) bool { return p == resultNone || p == policyQuarantine || p == policyReject }
+
+// asked is what the record asks for, of the domain that has it or of those below.
+func (r *dmarcRecord) asked(below bool) string {
+	if below {
+		return r.subdomains
+	}
+	return r.policy
+}
 
 // apply to a message: those outside of the percentage get the next milder policy (RFC 7489 section 6.6.4).
 func (r *dmarcRecord) apply(below bool, id string) string {
-	p := r.policy
-	if below {
-		p = r.subdomains
-	}
+	p := r.asked(below)
 	if r.percent == 100 || sample(id) < r.percent {
 		return p
 	}
-	if p == "reject" {
-		return "quarantine"
+	if p == policyReject {
+		return policyQuarantine
 	}
-	return "none"
+	return resultNone
 }
 
 // sample of a message: 0 to 99, the same at each attempt.

@@ -36,6 +36,8 @@ func (z *zone) add(t testing.TB, line string) {
 		t.Fatalf("%s: %v", line, err)
 	}
 	name := strings.ToLower(rr.Header().Name)
+	z.mu.Lock()
+	defer z.mu.Unlock()
 	z.records[name] = append(z.records[name], rr)
 }
 

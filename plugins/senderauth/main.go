@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:         "senderauth",
-		Version:      "0.1.0",
+		Version:      "0.2.0",
 		Category:     sdk.Antispam,
 		Summary:      "verifies senders by SPF, DKIM, DMARC, ARC and Sender ID",
 		SharedStamps: []string{stampSPF, stampDKIM, stampDMARC, stampARC, stampSenderID, stampDomain},

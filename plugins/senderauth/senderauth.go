@@ -11,8 +11,8 @@ import (
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/arc"
 	"github.com/posternmail/postern/sdk/dkim"
-	"github.com/posternmail/postern/sdk/dns"
 	"github.com/posternmail/postern/sdk/match"
+	"github.com/posternmail/postern/sdk/spf"
 	"github.com/posternmail/postern/sdk/trace"
 )
 
@@ -25,7 +25,8 @@ type Auth struct {
 	sealers    map[string]bool
 	recipients *match.Addresses // without action
 	senders    *match.Addresses // likewise
-	resolver   *dns.Resolver
+	resolver   spf.Resolver
+	counts     sdk.Table[aggregate]
 }
 
 // Shared stamps: results in the words of RFC 8601.
@@ -65,6 +66,12 @@ func (a *Auth) subscribe(r *sdk.Registrar) {
 		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.Stamps(
 			stampSPF, stampDKIM, stampDMARC, stampARC, stampSenderID, stampDomain, stampPRD, stampPolicy, stampOverride)),
 	)
+	r.OnSchedule(sdk.Every(reportTurn), sdk.MaySpawn)
+	if a.ReportFrom == nil {
+		r.Skip(sdk.OnSchedule)
+		return
+	}
+	a.counts = sdk.UseTable[aggregate](r, "aggregate", sdk.Key(), sdk.MaxRows(maxAggregates), sdk.OnlyAt(sdk.OnEndOfData, sdk.OnSchedule))
 }
 
 // OnEndOfHeaders removes results that claim to be ours (RFC 8601 section 5), whoever sent them.
@@ -224,7 +231,7 @@ func (a *Auth) stamped(v sdk.Verdict, f *findings) sdk.Verdict {
 	return v
 }
 
-// judge a message by what was found.
+// judge a message by what was found, and count it for the report to the domain of From.
 func (a *Auth) judge(e *sdk.DataEvent, f *findings) sdk.Verdict {
 	edits := []sdk.Edit{
 		sdk.AddRawHeader("Received-SPF", []byte(a.receivedSPF(f))),
@@ -233,10 +240,10 @@ func (a *Auth) judge(e *sdk.DataEvent, f *findings) sdk.Verdict {
 	pass := a.stamped(sdk.Continue(), f).Because(reasonVerified, f.summary()).Edit(edits...)
 	act, found := a.action(f)
 	if !found {
-		return pass
+		return a.counted(pass, e, f, action{})
 	}
 	if entry, ok := a.senderBypassed(e, f); ok {
-		return pass.Because(reasonSenderBypassed, entry)
+		return a.counted(pass.Because(reasonSenderBypassed, entry), e, f, action{})
 	}
 	wanted, unwilling := a.split(e.Recipients)
 	v := act.verdict().Because(act.reason, act.data)
@@ -245,11 +252,11 @@ func (a *Auth) judge(e *sdk.DataEvent, f *findings) sdk.Verdict {
 	}
 	switch {
 	case len(unwilling) == 0:
-		return pass.Because(reasonRecipientBypass, act.data)
+		return a.counted(pass.Because(reasonRecipientBypass, act.data), e, f, action{})
 	case len(wanted) == 0:
-		return a.stamped(v, f)
+		return a.counted(a.stamped(v, f), e, f, act)
 	}
-	return sdk.PerRecipient(v.ForRecipients(unwilling...), pass.ForRecipients(wanted...))
+	return a.counted(sdk.PerRecipient(v.ForRecipients(unwilling...), pass.ForRecipients(wanted...)), e, f, act)
 }
 
 // split recipients into those for whom no action is taken and the others.
