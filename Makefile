@@ -62,6 +62,9 @@ crash: build ## 1,000 kills under load, reconciled; 10,000 crashes of agents tha
 	POSTERN_CRASH_ROUNDS=1000 go test -count 1 -v -timeout 60m -run TestCrash ./test
 	POSTERN_CRASHES=10000 go test -count 1 -v -timeout 60m -run TestNothingLeaks ./host/internal/agent
 
+fire: build ## ten minutes of swaps under fire: upgrades, kills, stops and reloads under load
+	POSTERN_FIRE=10m go test -count 1 -v -timeout 30m -run TestSwapUnderFire ./test
+
 FUZZTIME ?= 30s
 fuzz: ## every fuzzer in turn, FUZZTIME each
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read dir; do \

@@ -37,8 +37,11 @@ func mockVersion(t testing.TB, version string) string {
 	if versions.err != nil {
 		t.Fatal(versions.err)
 	}
-	return filepath.Join(versions.dir, "mock-"+version)
+	return mockPath(version)
 }
+
+// mockPath is where mockVersion has built a version.
+func mockPath(version string) string { return filepath.Join(versions.dir, "mock-"+version) }
 
 // agentInfo is an agent as `agent show --json` has it.
 type agentInfo struct {

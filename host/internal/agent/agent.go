@@ -198,7 +198,7 @@ func (a *Agent) waitedInVain(f *flight, why string) *Failure {
 		last := f.attempts[n-1].Failure
 		return &Failure{Kind: last.Kind, Detail: last.Detail}
 	}
-	if a.leastLoaded() == nil && a.reserved == nil {
+	if a.closed || a.leastLoaded() == nil && a.reserved == nil {
 		return &Failure{Kind: Down, Detail: a.lastExit()}
 	}
 	return &Failure{Kind: Late, Detail: why}

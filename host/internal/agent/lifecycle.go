@@ -137,18 +137,42 @@ func (a *Agent) Revive() {
 	}
 }
 
-// retire waits for a process that gets no more events to finish those it has, and stops it.
+// retire waits for a process that gets no more events to finish those it has, and stops it. One that leaves pings
+// unanswered meanwhile is ended at once: what it has in flight is for others.
 func (a *Agent) retire(ctx context.Context, p *process) {
-	grace, cancel := context.WithTimeout(ctx, closeGrace)
-	defer cancel()
-	select {
-	case <-p.stream.drained:
-	case <-p.stream.broken:
-	case <-grace.Done():
+	if !a.awaitDrained(ctx, p) {
+		p.destroy()
+		<-p.stream.broken
+		a.bury(p.stream, Hung, fmt.Sprintf("%d pings were not answered while it drained", missedProbes))
+		return
 	}
 	p.stop(ctx)
 	<-p.stream.broken
 	a.bury(p.stream, Died, "stopped before it answered")
+}
+
+// awaitDrained waits until a stream carries nothing any more, not longer than closeGrace. It reports false for one that
+// gives no sign of life.
+func (a *Agent) awaitDrained(ctx context.Context, p *process) bool {
+	grace, cancel := context.WithTimeout(ctx, closeGrace)
+	defer cancel()
+	ticker := time.NewTicker(a.o.HangAfter / probesPerHang)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.stream.drained:
+			return true
+		case <-p.stream.broken:
+			return true
+		case <-grace.Done():
+			return true
+		case <-ticker.C:
+			if a.silence(p.stream) >= missedProbes*a.o.HangAfter/probesPerHang {
+				return false
+			}
+			a.ping(p.stream)
+		}
+	}
 }
 
 // Close gives the events in flight time to finish, until ctx ends or for 30 seconds, then ends all processes.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -68,6 +69,34 @@ func (a *Agent) tellAll(ctx context.Context, t *taken) error {
 		}
 	}
 	return nil
+}
+
+// retake has the process of the slot take a configuration, and answers with the process to watch next. One that was
+// killed from outside meanwhile, or stands still, is no reason against it: the next process takes it.
+func (s *slot) retake(o order, p *process) *process {
+	told := make(chan error, 1)
+	go func() { told <- p.reconfigure(o.ctx, o.configure) }()
+	ticker := time.NewTicker(s.a.o.HangAfter / probesPerHang)
+	defer ticker.Stop()
+	for {
+		select {
+		case err := <-told:
+			if err != nil && p.exitState(outputGrace) != "" && p.killedFromOutside() {
+				err = nil
+			}
+			o.done <- err
+			return p
+		case <-ticker.C:
+			if s.a.silence(p.stream) < missedProbes*s.a.o.HangAfter/probesPerHang {
+				s.a.ping(p.stream)
+				continue
+			}
+			s.lost(p, Hung)
+			<-told
+			o.done <- nil
+			return nil
+		}
+	}
 }
 
 // reconfigure has a running process take t. It goes on under its subscriptions, so others are refused.

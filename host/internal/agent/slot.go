@@ -174,7 +174,7 @@ func (s *slot) watch(p *process) *process {
 			if o.configure == nil {
 				return s.replace(o, p)
 			}
-			o.done <- p.reconfigure(o.ctx, o.configure)
+			return s.retake(o, p)
 		case <-s.a.life.Done():
 			return nil // Close ends the process
 		}
