@@ -247,7 +247,7 @@ func (h *Host) listen(context.Context) error {
 	h.onStop(func(context.Context) { h.shared.close() })
 	var list []*connector.Connector
 	for _, spec := range h.Config.ReceiveConnectors {
-		c, err := h.newConnector(h.Config, spec, shared, h.Sockets)
+		c, err := h.newConnector(h.Config, spec, shared, sharing{h.Sockets})
 		if err != nil {
 			return err
 		}

@@ -311,7 +311,7 @@ func (h *Host) deps(c *config.Config, f *common) session.Deps {
 func (h *Host) newConnector(c *config.Config, spec config.ReceiveConnector, f *common, sockets connector.Sockets) (*connector.Connector, error) {
 	return connector.New(connector.Options{
 		Config: spec, Host: c.Host, TLS: f.certificates.Config(spec.TLS), Session: h.deps(c, f), Logger: h.Logger.Named("smtp"),
-		Sockets: sockets,
+		Sockets: sockets, Siblings: h.receivers,
 	})
 }
 
@@ -472,7 +472,7 @@ func (h *Host) left() []*connector.Connector {
 	return slices.Clone(h.retired)
 }
 
-// sharing gives a connector that follows another one its sockets.
+// sharing gives a connector that follows another one, or has the same address, its sockets.
 type sharing struct{ from *handover.Listeners }
 
 // Listen implements connector.Sockets.

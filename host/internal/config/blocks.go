@@ -189,7 +189,7 @@ func receiveConnectorBlock() *blockType {
 		doc: "A listener: where mail comes in, from whom, and what they may do.",
 		options: []option{
 			list("listen", formatListen, "Addresses with ports; nothing before the colon is every address.").mandatory(),
-			list("remote", formatPrefix, "Clients the connector is for.").otherwise("all"),
+			list("remote", formatPrefix, "Clients the connector is for; others are refused. Connectors that name the same address in `listen` share it: a client is for the one with the most specific range that holds the address it connects from, and for the one without `remote` when no range does.").otherwise("all"),
 			permissionsOption(),
 			text("tls", formatAny, "Name of the `tls` block to offer STARTTLS with.").otherwise("no TLS"),
 			truth("implicit_tls", "false", "TLS from the first octet, as on port 465."),

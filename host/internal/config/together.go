@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
@@ -22,6 +23,7 @@ func (l *loader) checkTogether() {
 // listener is one address of one connector.
 type listener struct {
 	addr  netip.AddrPort
+	text  string // as it is written
 	at    hcl.Range
 	owner *node
 }
@@ -36,14 +38,22 @@ func (l *loader) checkListeners() {
 				return
 			}
 			for _, other := range taken {
-				if collide(addr, other.addr) {
+				if collide(addr, other.addr) && (s != other.text || !toldApart(n, other.owner)) {
 					l.diags.errorf(at, "%s is taken by %s at %s", s, other.owner.title(), other.at)
 					return
 				}
 			}
-			taken = append(taken, listener{addr, at, n})
+			taken = append(taken, listener{addr, s, at, n})
 		})
 	}
+}
+
+// toldApart tells whether two connectors may share an address: each client is then for the one with the most specific
+// range that holds it, so they must not have the same.
+func toldApart(a, b *node) bool {
+	one, two := a.prefixes("remote"), b.prefixes("remote")
+	return a != b && (len(one) > 0 || len(two) > 0) &&
+		!slices.ContainsFunc(one, func(p netip.Prefix) bool { return slices.Contains(two, p) })
 }
 
 // collide tells whether two addresses cannot be listened on at once: the same, or one of them all of a family. "::"

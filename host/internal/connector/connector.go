@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,8 +29,9 @@ type Options struct {
 	TLS      *tls.Config // nil: none. See Certificates
 	Session  session.Deps
 	Logger   hclog.Logger
-	Sockets  Sockets   // where listening sockets come from; nil: they are opened
-	Protocol io.Writer // takes the protocol log; nil with Config.ProtocolLog: a file in the data directory
+	Sockets  Sockets             // where listening sockets come from; nil: they are opened
+	Siblings func() []*Connector // all connectors, some of which may share an address with this one; nil: none
+	Protocol io.Writer           // takes the protocol log; nil with Config.ProtocolLog: a file in the data directory
 }
 
 // Sockets opens listening TCP sockets, or has them from somebody else.
@@ -176,10 +179,45 @@ func (c *Connector) accept(l net.Listener) error {
 			time.Sleep(pause)
 			continue
 		}
-		if in := c.register(conn); in != nil {
+		if in := c.meant(l, conn).register(conn); in != nil {
 			go in.admit()
 		}
 	}
+}
+
+// meant is the connector that a connection is for: of those that share the address the one with the most specific range
+// that holds the client, or the one for all.
+func (c *Connector) meant(l net.Listener, conn net.Conn) *Connector {
+	if c.o.Siblings == nil {
+		return c
+	}
+	client := addrPort(conn.RemoteAddr()).Addr()
+	best, bits := c, c.holds(client)
+	for _, other := range c.o.Siblings() {
+		if n := other.holds(client); n > bits && other.listensAt(l.Addr()) {
+			best, bits = other, n
+		}
+	}
+	return best
+}
+
+// holds answers with the length of the most specific range of the connector that holds an address: 0 for a connector
+// without ranges, -1 when none does.
+func (c *Connector) holds(client netip.Addr) int {
+	bits := -1
+	if len(c.o.Config.Remote) == 0 {
+		bits = 0
+	}
+	for _, p := range c.o.Config.Remote {
+		if p.Contains(client) {
+			bits = max(bits, p.Bits())
+		}
+	}
+	return bits
+}
+
+func (c *Connector) listensAt(a net.Addr) bool {
+	return slices.ContainsFunc(c.listeners, func(l net.Listener) bool { return l.Addr().String() == a.String() })
 }
 
 // Pause stops taking connections until Resume. Clients that connect meanwhile wait, since the sockets stay open.
