@@ -257,7 +257,7 @@ func host(args []string) error {
 	}
 	runtime.LockOSThread() // the signal at the end comes with that of the thread
 	cmd := exec.Command(args[1])
-	cmd.Env = []string{attemptKey + "=" + strings.Join(args[2:], "\n"), "PATH=/usr/bin:/bin"}
+	cmd.Env = []string{attemptKey + "=" + strings.Join(args[2:], "\n"), "PATH=/usr/bin:/bin", "GORACE=atexit_sleep_ms=0"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if _, err := Start(cmd, p); err != nil {
 		return err

@@ -118,7 +118,7 @@ func (s *scene) start(t *testing.T, p Policy, words ...string) *exec.Cmd {
 
 func (s *scene) command(words ...string) *exec.Cmd {
 	cmd := exec.Command(s.program)
-	cmd.Env = []string{attemptKey + "=" + strings.Join(words, "\n"), "PATH=/usr/bin:/bin"}
+	cmd.Env = []string{attemptKey + "=" + strings.Join(words, "\n"), "PATH=/usr/bin:/bin", "GORACE=atexit_sleep_ms=0"}
 	cmd.ExtraFiles = []*os.File{s.body}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd
@@ -467,7 +467,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 	}
 	s := newScene(t, 0o755)
 	cmd := exec.Command(s.program, "-test.run=TestAttempts|TestAllowed|TestLimits|TestForkedAway|TestEndsWithHost|TestStartFails", "-test.v")
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "TMPDIR=/tmp", "HOME=/tmp"}
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "TMPDIR=/tmp", "HOME=/tmp", "GORACE=atexit_sleep_ms=0"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534, Groups: []uint32{}}}
 	out, err := cmd.CombinedOutput()
