@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PROTOC_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
-.PHONY: build run test check generate bench eval-contentfilter crash fuzz fuzz-short clean
+.PHONY: build run test check generate bench eval-contentfilter crash fire fuzz fuzz-short clean
 
 build: ## the host at bin/postern, each agent at bin/agents/NAME
 	@mkdir -p bin/agents
@@ -51,6 +51,7 @@ bench: build ## what docs/performance.md shows: messages relayed, memory, agent 
 	go run ./bench
 	go run ./bench -idle
 	go run ./bench -memory
+	go run ./bench -swap
 	go test -run xxx -bench Event -benchtime 50000x ./host/internal/agent
 	go test -run xxx -bench Commit -benchtime 2s ./host/internal/queue
 

@@ -39,6 +39,7 @@ func main() {
 		reuse   = flag.Int("per-connection", 1, "messages a connection")
 		only    = flag.String("only", "", "run the cells whose name contains this")
 		idle    = flag.Bool("idle", false, "measure memory of idle connections instead")
+		swap    = flag.Bool("swap", false, "measure the replacing of agents under load instead")
 		watch   = flag.Bool("memory", false, "measure memory over 100,000 messages instead")
 	)
 	flag.Parse()
@@ -47,6 +48,9 @@ func main() {
 	}
 	if *idle {
 		exit(idleMemory())
+	}
+	if *swap {
+		exit(swapCost())
 	}
 	load := load{messages: *n, clients: *clients, perConnection: *reuse}
 	if *watch {
