@@ -22,10 +22,11 @@ type row struct {
 
 // cell is what is measured.
 type cell struct {
-	server string // "postern", "postfix", "postfix-milter"
-	agents int
-	size   int
-	free   bool // the agents have no sandbox
+	server  string // "postern", "postfix", "postfix-milter"
+	agents  int
+	size    int
+	free    bool // the agents have no sandbox
+	bundled bool // all bundled agents instead of no-op ones
 }
 
 func main() {
@@ -40,6 +41,7 @@ func main() {
 		only    = flag.String("only", "", "run the cells whose name contains this")
 		idle    = flag.Bool("idle", false, "measure memory of idle connections instead")
 		swap    = flag.Bool("swap", false, "measure the replacing of agents under load instead")
+		real    = flag.Bool("agents", false, "measure the bundled agents, all together, instead")
 		watch   = flag.Bool("memory", false, "measure memory over 100,000 messages instead")
 	)
 	flag.Parse()
@@ -53,6 +55,9 @@ func main() {
 		exit(swapCost())
 	}
 	load := load{messages: *n, clients: *clients, perConnection: *reuse}
+	if *real {
+		exit(realAgents(load))
+	}
 	if *watch {
 		exit(memory(load))
 	}

@@ -124,6 +124,9 @@ func startPostern(dir string, c cell, sinkPort int) (*server, error) {
 		return nil, err
 	}
 	agents, err := agentBlocks(c.agents)
+	if c.bundled {
+		agents, err = bundledBlocks()
+	}
 	if err != nil {
 		return nil, err
 	}
