@@ -270,7 +270,7 @@ func (a *testAgent) Describe(context.Context, *agentpb.DescribeRequest) (*agentp
 		time.Sleep(time.Hour)
 	}
 	response := &agentpb.DescribeResponse{Name: "test", Version: "1.2.3",
-		Capabilities: &agentpb.Capabilities{BodyDescriptor: !a.role["chunks"]}}
+		Capabilities: &agentpb.Capabilities{BodyDescriptor: !a.role["chunks"], LiveConfigure: a.role["live"]}}
 	if a.role["exclusive"] {
 		response.ExclusiveResources = []string{"port"}
 	}
