@@ -156,6 +156,7 @@ func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
 		t.giveUp(item)
 	}
 	if item.Durable && failed(item) {
+		t.tellFailed(item)
 		if err := t.park(item, "a next hop refuses it: "); err != nil {
 			return err
 		}
@@ -169,6 +170,18 @@ func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
 	}
 	t.track(item, results, reports)
 	return nil
+}
+
+// tellFailed raises OnFailed for recipients of what is about to be parked. The ledger has it as parked, not as failed.
+func (t *transport) tellFailed(item *queue.Item) {
+	args := &agentpb.DeliveryArguments{}
+	args.Connector, _ = delivery.SplitHop(item.Hop)
+	for _, r := range item.Mail.Recipients {
+		if r.State == envelope.Failed && !r.Reported || r.State == envelope.Pending && t.expired(item) {
+			args.Results = append(args.Results, &agentpb.DeliveryResult{Index: uint32(r.Index), Reply: protoReply(r.Reply)})
+		}
+	}
+	t.tell(item, agentpb.EventKind_EVENT_KIND_FAILED, args)
 }
 
 func failed(item *queue.Item) bool {
@@ -225,6 +238,7 @@ func (t *transport) expired(item *queue.Item) bool {
 func (t *transport) expire(item *queue.Item) error {
 	now := t.now()
 	if item.Durable {
+		t.tellFailed(item)
 		return t.park(item, "expired: ")
 	}
 	before := pending(item)

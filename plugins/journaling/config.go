@@ -43,7 +43,7 @@ type rule struct {
 
 // New checks cfg. It is called for every new configuration.
 func New(cfg Config, r *sdk.Registrar) (*Journal, error) {
-	j := &Journal{Config: cfg, host: r.Host(), from: address.Mailbox{Local: "postmaster", Domain: r.Host().Name}, own: map[string]bool{}}
+	j := &Journal{Config: cfg, host: r.Host(), label: r.Instance(), from: address.Mailbox{Local: "postmaster", Domain: r.Host().Name}, own: map[string]bool{}}
 	if cfg.Sender != nil {
 		j.from = *cfg.Sender
 	}
@@ -71,7 +71,8 @@ func New(cfg Config, r *sdk.Registrar) (*Journal, error) {
 const maxSets = 10_000_000
 
 func (j *Journal) subscribe(r *sdk.Registrar) {
-	r.OnRouted(sdk.ReadsHeaders(), sdk.Body(sdk.Whole, sdk.Current), sdk.MaySpawn, sdk.MayChange(sdk.Verdicts, sdk.Addresses))
+	r.OnRouted(sdk.ReadsHeaders(), sdk.ReadsOwnStamps(stampReported), sdk.Body(sdk.Whole, sdk.Current), sdk.MaySpawn,
+		sdk.MayChange(sdk.Verdicts, sdk.Addresses, sdk.Stamps(stampReported)))
 	r.OnSchedule(sdk.Every(j.Manifest), sdk.MaySpawn)
 	r.OnDeferred(sdk.MayChange())
 	r.OnDelivered(sdk.MayChange())

@@ -19,6 +19,7 @@ import (
 type Journal struct {
 	Config
 	host  *sdk.Host
+	label string // of the agent block
 	from  address.Mailbox
 	rules []rule
 	own   map[string]bool // journal mailboxes, by key
@@ -58,16 +59,63 @@ func (j *Journal) OnRouted(ctx context.Context, e *sdk.RoutingEvent) sdk.Verdict
 	if err != nil {
 		return sdk.Undetermined("cannot read the message", err)
 	}
-	v := sdk.Continue().Because("journaled", strings.Join(names, ", "))
+	v := sdk.Continue()
 	for _, to := range mailboxes {
 		set := j.newSet(e, to)
+		if set.parts == 0 {
+			continue
+		}
 		for i := range set.parts {
 			v = v.Spawn(j.report(e, set, i, m))
 		}
 		row := setRow{Mailbox: to.String(), Parts: set.parts, Message: e.TrackingID}
-		v = v.Write(j.sets.Put(row, 0).At(set.id)).Count("reports", set.parts)
+		v = v.Because("journaled", strings.Join(names, ", ")).Write(j.sets.Put(row, 0).At(set.id)).Count("reports", set.parts)
+	}
+	return j.remember(v, e, mailboxes)
+}
+
+// stampReported of a recipient: the journal mailboxes that have a report of the message to it. It is stored in one commit
+// with the reports, so that a message which an agent behind this one defers is not reported again.
+const stampReported = "reported"
+
+// maxRemembered octets of stamps; of a message to more recipients some may be reported twice, but none never.
+const maxRemembered = 32 << 10
+
+// remember the reports in the recipients' stamps.
+func (j *Journal) remember(v sdk.Verdict, e *sdk.RoutingEvent, mailboxes []address.Mailbox) sdk.Verdict {
+	size := len(e.Recipients) * (len(j.label) + len(stampReported) + 2 + len(mailboxes)*markLength)
+	if size > maxRemembered {
+		return v
+	}
+	for _, r := range e.Recipients {
+		before := e.RecipientStamp(r, j.label+"."+stampReported)
+		after := before
+		for _, to := range mailboxes {
+			if !strings.Contains(after, mark(to)) {
+				after += mark(to)
+			}
+		}
+		if after != before {
+			v = v.StampRecipient(r, stampReported, after)
+		}
 	}
 	return v
+}
+
+// markLength of what stands for a journal mailbox in a stamp.
+const markLength = 9
+
+func mark(to address.Mailbox) string { return hexSum([]byte(to.Key()))[:markLength-1] + " " }
+
+// unreported recipients, which a journal mailbox has no report of yet.
+func (j *Journal) unreported(e *sdk.RoutingEvent, to address.Mailbox) []sdk.EnvelopeRecipient {
+	var out []sdk.EnvelopeRecipient
+	for _, r := range e.Recipients {
+		if !strings.Contains(e.RecipientStamp(r, j.label+"."+stampReported), mark(to)) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // isReport reports whether a message is a report or manifest of ours: only an agent on this host can make one, and
@@ -141,16 +189,18 @@ func anyIn(list *match.Addresses, mailboxes ...address.Mailbox) bool {
 
 // set of the reports of one copy of a message to one journal mailbox.
 type set struct {
-	id    string
-	to    address.Mailbox
-	parts int
+	id         string
+	to         address.Mailbox
+	recipients []sdk.EnvelopeRecipient
+	parts      int
 }
 
 // newSet has an id that is the same each time the event is processed.
 func (j *Journal) newSet(e *sdk.RoutingEvent, to address.Mailbox) set {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%d\n%s", e.Item, e.Copy, to.Key()))
-	parts := (len(e.Recipients) + j.Recipients - 1) / j.Recipients
-	return set{id: hex.EncodeToString(sum[:16]), to: to, parts: max(parts, 1)}
+	recipients := j.unreported(e, to)
+	parts := (len(recipients) + j.Recipients - 1) / j.Recipients
+	return set{id: hex.EncodeToString(sum[:16]), to: to, recipients: recipients, parts: parts}
 }
 
 // OnDeferred remembers that a journal mailbox cannot be delivered to.

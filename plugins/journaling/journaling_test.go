@@ -210,12 +210,33 @@ func TestNoLoop(t *testing.T) {
 	}
 }
 
-// What the agent answered is the same when the event comes again, or a queue would hold two sets.
+// What the agent answers is the same when the event comes again, or a queue would hold two sets.
 func TestSameAgain(t *testing.T) {
+	var all [2][]string
+	for i := range all {
+		a := agenttest.Start(t, New, everything, withInfo)
+		_, all[i] = sent(a.From("192.0.2.1"), "s@x.example", "r@y.example", message)
+	}
+	if len(all[0]) != 1 || all[0][0] != all[1][0] {
+		t.Errorf("%s\n%s", all[0], all[1])
+	}
+}
+
+// A message that an agent behind this one defers is not reported again for those who have been reported.
+func TestReportedOnce(t *testing.T) {
 	a := agenttest.Start(t, New, everything, withInfo)
-	o, first := sent(a.From("192.0.2.1"), "s@x.example", "r@y.example", message)
-	if again := reports(o.Routing(sdk.OnRouted), message); again[0] != first[0] {
-		t.Errorf("%s\n%s", first[0], again[0])
+	s := a.From("192.0.2.1")
+	o, first := sent(s, "s@x.example", "r@y.example s@y.example", message)
+	if again := reports(o.Routing(sdk.OnRouted), message); len(first) != 1 || len(again) != 0 {
+		t.Errorf("%d and %d reports", len(first), len(again))
+	}
+	if rows := a.Rows("sets"); len(rows) != 1 {
+		t.Errorf("rows %v", rows)
+	}
+	s.To("late@y.example")
+	later := reports(s.Routing(sdk.OnRouted), message)
+	if len(later) != 1 || !strings.Contains(later[0], "Recipient: late@y.example") || strings.Contains(later[0], "Recipient: r@y.example") {
+		t.Errorf("%q", later)
 	}
 }
 

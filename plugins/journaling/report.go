@@ -86,7 +86,7 @@ func sumText(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 
 // report i of a set: MS-XJRNL section 2.1, multipart/mixed of the envelope and the message.
 func (j *Journal) report(e *sdk.RoutingEvent, s set, i int, m digests) sdk.Spawn {
-	envelope := envelopePart(e, chip(e.Recipients, j.Recipients, i))
+	envelope := envelopePart(e, chip(s.recipients, j.Recipients, i))
 	boundary := fmt.Sprintf("=_journal_%s_%d", s.id, i+1)
 	encoding := "7bit"
 	if m.eight {
