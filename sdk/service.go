@@ -42,10 +42,11 @@ func (s *service) Validate(_ context.Context, req *agentpb.ValidateRequest) (*ag
 	r := newRegistrar(s.def, req.GetHost(), os.Getenv(instanceVariable), os.Getenv(stateDirVariable), s.logger)
 	r.validating = true
 	g := s.build(req.GetConfig(), r)
-	if g != nil {
-		g.close()
+	if g == nil {
+		return &agentpb.ValidateResponse{Diagnostics: r.diagnostics}, nil
 	}
-	return &agentpb.ValidateResponse{Diagnostics: r.diagnostics}, nil
+	defer g.close()
+	return &agentpb.ValidateResponse{Diagnostics: r.diagnostics, Subscriptions: g.subscriptions}, nil
 }
 
 // Configure replaces the agent that answers events. The old one answers what it has begun.

@@ -1594,7 +1594,10 @@ func (x *ValidateRequest) GetHost() *HostFacts {
 type ValidateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// diagnostics found.
-	Diagnostics   []*Diagnostic `protobuf:"bytes,1,rep,name=diagnostics,proto3" json:"diagnostics,omitempty"`
+	Diagnostics []*Diagnostic `protobuf:"bytes,1,rep,name=diagnostics,proto3" json:"diagnostics,omitempty"`
+	// subscriptions that the configuration would need, so that the host knows whether a running process can take it.
+	// Empty where they are not known.
+	Subscriptions []*Subscription `protobuf:"bytes,2,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1632,6 +1635,13 @@ func (*ValidateResponse) Descriptor() ([]byte, []int) {
 func (x *ValidateResponse) GetDiagnostics() []*Diagnostic {
 	if x != nil {
 		return x.Diagnostics
+	}
+	return nil
+}
+
+func (x *ValidateResponse) GetSubscriptions() []*Subscription {
+	if x != nil {
+		return x.Subscriptions
 	}
 	return nil
 }
@@ -7410,9 +7420,10 @@ const file_postern_agent_v1_agent_proto_rawDesc = "" +
 	"\x03min\x18\x05 \x01(\rR\x03min\"Z\n" +
 	"\x0fValidateRequest\x12\x16\n" +
 	"\x06config\x18\x01 \x01(\fR\x06config\x12/\n" +
-	"\x04host\x18\x02 \x01(\v2\x1b.postern.agent.v1.HostFactsR\x04host\"R\n" +
+	"\x04host\x18\x02 \x01(\v2\x1b.postern.agent.v1.HostFactsR\x04host\"\x98\x01\n" +
 	"\x10ValidateResponse\x12>\n" +
-	"\vdiagnostics\x18\x01 \x03(\v2\x1c.postern.agent.v1.DiagnosticR\vdiagnostics\"\xa6\x01\n" +
+	"\vdiagnostics\x18\x01 \x03(\v2\x1c.postern.agent.v1.DiagnosticR\vdiagnostics\x12D\n" +
+	"\rsubscriptions\x18\x02 \x03(\v2\x1e.postern.agent.v1.SubscriptionR\rsubscriptions\"\xa6\x01\n" +
 	"\n" +
 	"Diagnostic\x126\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x1a.postern.agent.v1.SeverityR\bseverity\x12\x18\n" +
@@ -8061,110 +8072,111 @@ var file_postern_agent_v1_agent_proto_depIdxs = []int32{
 	17,  // 8: postern.agent.v1.SchemaNested.block:type_name -> postern.agent.v1.SchemaBlock
 	25,  // 9: postern.agent.v1.ValidateRequest.host:type_name -> postern.agent.v1.HostFacts
 	22,  // 10: postern.agent.v1.ValidateResponse.diagnostics:type_name -> postern.agent.v1.Diagnostic
-	2,   // 11: postern.agent.v1.Diagnostic.severity:type_name -> postern.agent.v1.Severity
-	23,  // 12: postern.agent.v1.Diagnostic.path:type_name -> postern.agent.v1.PathStep
-	25,  // 13: postern.agent.v1.ConfigureRequest.host:type_name -> postern.agent.v1.HostFacts
-	26,  // 14: postern.agent.v1.HostFacts.accepted_domains:type_name -> postern.agent.v1.AcceptedDomain
-	22,  // 15: postern.agent.v1.ConfigureResponse.diagnostics:type_name -> postern.agent.v1.Diagnostic
-	28,  // 16: postern.agent.v1.ConfigureResponse.subscriptions:type_name -> postern.agent.v1.Subscription
-	3,   // 17: postern.agent.v1.Subscription.event:type_name -> postern.agent.v1.EventKind
-	29,  // 18: postern.agent.v1.Subscription.headers:type_name -> postern.agent.v1.HeaderNeed
-	30,  // 19: postern.agent.v1.Subscription.body:type_name -> postern.agent.v1.BodyNeed
-	5,   // 20: postern.agent.v1.Subscription.view:type_name -> postern.agent.v1.View
-	32,  // 21: postern.agent.v1.Subscription.tables:type_name -> postern.agent.v1.TableUse
-	31,  // 22: postern.agent.v1.Subscription.may_change:type_name -> postern.agent.v1.Changes
-	4,   // 23: postern.agent.v1.BodyNeed.mode:type_name -> postern.agent.v1.BodyMode
-	33,  // 24: postern.agent.v1.TableUse.key:type_name -> postern.agent.v1.KeyPart
-	6,   // 25: postern.agent.v1.KeyPart.fact:type_name -> postern.agent.v1.Fact
-	41,  // 26: postern.agent.v1.EventsRequest.events:type_name -> postern.agent.v1.Event
-	35,  // 27: postern.agent.v1.EventsRequest.ping:type_name -> postern.agent.v1.Ping
-	67,  // 28: postern.agent.v1.EventsResponse.answers:type_name -> postern.agent.v1.Answer
-	40,  // 29: postern.agent.v1.EventsResponse.progress:type_name -> postern.agent.v1.Progress
-	39,  // 30: postern.agent.v1.EventsResponse.pong:type_name -> postern.agent.v1.Pong
-	37,  // 31: postern.agent.v1.EventsResponse.health:type_name -> postern.agent.v1.Health
-	38,  // 32: postern.agent.v1.Health.degraded:type_name -> postern.agent.v1.Degradation
-	49,  // 33: postern.agent.v1.Event.headers:type_name -> postern.agent.v1.HeaderField
-	50,  // 34: postern.agent.v1.Event.body:type_name -> postern.agent.v1.Body
-	51,  // 35: postern.agent.v1.Event.stamps:type_name -> postern.agent.v1.Stamp
-	52,  // 36: postern.agent.v1.Event.rows:type_name -> postern.agent.v1.Row
-	3,   // 37: postern.agent.v1.Event.kind:type_name -> postern.agent.v1.EventKind
-	42,  // 38: postern.agent.v1.Event.session:type_name -> postern.agent.v1.Session
-	45,  // 39: postern.agent.v1.Event.envelope:type_name -> postern.agent.v1.Envelope
-	48,  // 40: postern.agent.v1.Event.message:type_name -> postern.agent.v1.Message
-	53,  // 41: postern.agent.v1.Event.arguments:type_name -> postern.agent.v1.Arguments
-	43,  // 42: postern.agent.v1.Session.tls:type_name -> postern.agent.v1.Tls
-	44,  // 43: postern.agent.v1.Session.authentication:type_name -> postern.agent.v1.Authentication
-	7,   // 44: postern.agent.v1.Session.trust:type_name -> postern.agent.v1.Trust
-	8,   // 45: postern.agent.v1.Session.traffic:type_name -> postern.agent.v1.Traffic
-	46,  // 46: postern.agent.v1.Envelope.sender:type_name -> postern.agent.v1.Sender
-	47,  // 47: postern.agent.v1.Envelope.recipients:type_name -> postern.agent.v1.Recipient
-	9,   // 48: postern.agent.v1.Stamp.scope:type_name -> postern.agent.v1.Scope
-	54,  // 49: postern.agent.v1.Arguments.hello:type_name -> postern.agent.v1.HelloArguments
-	55,  // 50: postern.agent.v1.Arguments.auth:type_name -> postern.agent.v1.AuthArguments
-	56,  // 51: postern.agent.v1.Arguments.rcpt:type_name -> postern.agent.v1.RcptArguments
-	58,  // 52: postern.agent.v1.Arguments.text:type_name -> postern.agent.v1.TextArguments
-	59,  // 53: postern.agent.v1.Arguments.reject:type_name -> postern.agent.v1.RejectArguments
-	61,  // 54: postern.agent.v1.Arguments.disconnect:type_name -> postern.agent.v1.DisconnectArguments
-	62,  // 55: postern.agent.v1.Arguments.routing:type_name -> postern.agent.v1.RoutingArguments
-	63,  // 56: postern.agent.v1.Arguments.delivery:type_name -> postern.agent.v1.DeliveryArguments
-	65,  // 57: postern.agent.v1.Arguments.schedule:type_name -> postern.agent.v1.ScheduleArguments
-	66,  // 58: postern.agent.v1.Arguments.released:type_name -> postern.agent.v1.ReleasedArguments
-	57,  // 59: postern.agent.v1.Arguments.data:type_name -> postern.agent.v1.DataArguments
-	47,  // 60: postern.agent.v1.RcptArguments.recipient:type_name -> postern.agent.v1.Recipient
-	60,  // 61: postern.agent.v1.RejectArguments.reply:type_name -> postern.agent.v1.Reply
-	3,   // 62: postern.agent.v1.RejectArguments.event:type_name -> postern.agent.v1.EventKind
-	64,  // 63: postern.agent.v1.DeliveryArguments.results:type_name -> postern.agent.v1.DeliveryResult
-	60,  // 64: postern.agent.v1.DeliveryResult.reply:type_name -> postern.agent.v1.Reply
-	52,  // 65: postern.agent.v1.ScheduleArguments.rows:type_name -> postern.agent.v1.Row
-	68,  // 66: postern.agent.v1.Answer.verdicts:type_name -> postern.agent.v1.Verdict
-	69,  // 67: postern.agent.v1.Answer.edits:type_name -> postern.agent.v1.Edit
-	51,  // 68: postern.agent.v1.Answer.stamps:type_name -> postern.agent.v1.Stamp
-	84,  // 69: postern.agent.v1.Answer.writes:type_name -> postern.agent.v1.TableWrite
-	85,  // 70: postern.agent.v1.Answer.spawns:type_name -> postern.agent.v1.Spawn
-	86,  // 71: postern.agent.v1.Answer.copies:type_name -> postern.agent.v1.KeepCopy
-	87,  // 72: postern.agent.v1.Answer.need:type_name -> postern.agent.v1.Need
-	89,  // 73: postern.agent.v1.Answer.counters:type_name -> postern.agent.v1.Counter
-	10,  // 74: postern.agent.v1.Verdict.kind:type_name -> postern.agent.v1.VerdictKind
-	60,  // 75: postern.agent.v1.Verdict.reply:type_name -> postern.agent.v1.Reply
-	0,   // 76: postern.agent.v1.Verdict.category:type_name -> postern.agent.v1.Category
-	9,   // 77: postern.agent.v1.Verdict.scope:type_name -> postern.agent.v1.Scope
-	70,  // 78: postern.agent.v1.Edit.add_header:type_name -> postern.agent.v1.AddHeader
-	71,  // 79: postern.agent.v1.Edit.replace_header:type_name -> postern.agent.v1.ReplaceHeader
-	72,  // 80: postern.agent.v1.Edit.remove_header:type_name -> postern.agent.v1.RemoveHeader
-	73,  // 81: postern.agent.v1.Edit.body:type_name -> postern.agent.v1.BodyEdit
-	77,  // 82: postern.agent.v1.Edit.add_recipient:type_name -> postern.agent.v1.AddRecipient
-	78,  // 83: postern.agent.v1.Edit.remove_recipient:type_name -> postern.agent.v1.RemoveRecipient
-	79,  // 84: postern.agent.v1.Edit.rewrite_recipient:type_name -> postern.agent.v1.RewriteRecipient
-	80,  // 85: postern.agent.v1.Edit.rewrite_sender:type_name -> postern.agent.v1.RewriteSender
-	81,  // 86: postern.agent.v1.Edit.expand:type_name -> postern.agent.v1.Expand
-	82,  // 87: postern.agent.v1.Edit.route:type_name -> postern.agent.v1.Route
-	83,  // 88: postern.agent.v1.Edit.fork:type_name -> postern.agent.v1.Fork
-	74,  // 89: postern.agent.v1.BodyEdit.segments:type_name -> postern.agent.v1.Segment
-	75,  // 90: postern.agent.v1.Segment.original:type_name -> postern.agent.v1.Range
-	76,  // 91: postern.agent.v1.Segment.uploaded:type_name -> postern.agent.v1.Upload
-	75,  // 92: postern.agent.v1.Upload.range:type_name -> postern.agent.v1.Range
-	60,  // 93: postern.agent.v1.RemoveRecipient.report:type_name -> postern.agent.v1.Reply
-	11,  // 94: postern.agent.v1.TableWrite.op:type_name -> postern.agent.v1.TableOp
-	88,  // 95: postern.agent.v1.Need.tables:type_name -> postern.agent.v1.NeedKeys
-	92,  // 96: postern.agent.v1.BodiesRequest.chunk:type_name -> postern.agent.v1.Chunk
-	92,  // 97: postern.agent.v1.BodiesResponse.chunk:type_name -> postern.agent.v1.Chunk
-	12,  // 98: postern.agent.v1.AgentService.Describe:input_type -> postern.agent.v1.DescribeRequest
-	20,  // 99: postern.agent.v1.AgentService.Validate:input_type -> postern.agent.v1.ValidateRequest
-	24,  // 100: postern.agent.v1.AgentService.Configure:input_type -> postern.agent.v1.ConfigureRequest
-	34,  // 101: postern.agent.v1.AgentService.Events:input_type -> postern.agent.v1.EventsRequest
-	90,  // 102: postern.agent.v1.AgentService.Bodies:input_type -> postern.agent.v1.BodiesRequest
-	93,  // 103: postern.agent.v1.AgentService.Drain:input_type -> postern.agent.v1.DrainRequest
-	13,  // 104: postern.agent.v1.AgentService.Describe:output_type -> postern.agent.v1.DescribeResponse
-	21,  // 105: postern.agent.v1.AgentService.Validate:output_type -> postern.agent.v1.ValidateResponse
-	27,  // 106: postern.agent.v1.AgentService.Configure:output_type -> postern.agent.v1.ConfigureResponse
-	36,  // 107: postern.agent.v1.AgentService.Events:output_type -> postern.agent.v1.EventsResponse
-	91,  // 108: postern.agent.v1.AgentService.Bodies:output_type -> postern.agent.v1.BodiesResponse
-	94,  // 109: postern.agent.v1.AgentService.Drain:output_type -> postern.agent.v1.DrainResponse
-	104, // [104:110] is the sub-list for method output_type
-	98,  // [98:104] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	28,  // 11: postern.agent.v1.ValidateResponse.subscriptions:type_name -> postern.agent.v1.Subscription
+	2,   // 12: postern.agent.v1.Diagnostic.severity:type_name -> postern.agent.v1.Severity
+	23,  // 13: postern.agent.v1.Diagnostic.path:type_name -> postern.agent.v1.PathStep
+	25,  // 14: postern.agent.v1.ConfigureRequest.host:type_name -> postern.agent.v1.HostFacts
+	26,  // 15: postern.agent.v1.HostFacts.accepted_domains:type_name -> postern.agent.v1.AcceptedDomain
+	22,  // 16: postern.agent.v1.ConfigureResponse.diagnostics:type_name -> postern.agent.v1.Diagnostic
+	28,  // 17: postern.agent.v1.ConfigureResponse.subscriptions:type_name -> postern.agent.v1.Subscription
+	3,   // 18: postern.agent.v1.Subscription.event:type_name -> postern.agent.v1.EventKind
+	29,  // 19: postern.agent.v1.Subscription.headers:type_name -> postern.agent.v1.HeaderNeed
+	30,  // 20: postern.agent.v1.Subscription.body:type_name -> postern.agent.v1.BodyNeed
+	5,   // 21: postern.agent.v1.Subscription.view:type_name -> postern.agent.v1.View
+	32,  // 22: postern.agent.v1.Subscription.tables:type_name -> postern.agent.v1.TableUse
+	31,  // 23: postern.agent.v1.Subscription.may_change:type_name -> postern.agent.v1.Changes
+	4,   // 24: postern.agent.v1.BodyNeed.mode:type_name -> postern.agent.v1.BodyMode
+	33,  // 25: postern.agent.v1.TableUse.key:type_name -> postern.agent.v1.KeyPart
+	6,   // 26: postern.agent.v1.KeyPart.fact:type_name -> postern.agent.v1.Fact
+	41,  // 27: postern.agent.v1.EventsRequest.events:type_name -> postern.agent.v1.Event
+	35,  // 28: postern.agent.v1.EventsRequest.ping:type_name -> postern.agent.v1.Ping
+	67,  // 29: postern.agent.v1.EventsResponse.answers:type_name -> postern.agent.v1.Answer
+	40,  // 30: postern.agent.v1.EventsResponse.progress:type_name -> postern.agent.v1.Progress
+	39,  // 31: postern.agent.v1.EventsResponse.pong:type_name -> postern.agent.v1.Pong
+	37,  // 32: postern.agent.v1.EventsResponse.health:type_name -> postern.agent.v1.Health
+	38,  // 33: postern.agent.v1.Health.degraded:type_name -> postern.agent.v1.Degradation
+	49,  // 34: postern.agent.v1.Event.headers:type_name -> postern.agent.v1.HeaderField
+	50,  // 35: postern.agent.v1.Event.body:type_name -> postern.agent.v1.Body
+	51,  // 36: postern.agent.v1.Event.stamps:type_name -> postern.agent.v1.Stamp
+	52,  // 37: postern.agent.v1.Event.rows:type_name -> postern.agent.v1.Row
+	3,   // 38: postern.agent.v1.Event.kind:type_name -> postern.agent.v1.EventKind
+	42,  // 39: postern.agent.v1.Event.session:type_name -> postern.agent.v1.Session
+	45,  // 40: postern.agent.v1.Event.envelope:type_name -> postern.agent.v1.Envelope
+	48,  // 41: postern.agent.v1.Event.message:type_name -> postern.agent.v1.Message
+	53,  // 42: postern.agent.v1.Event.arguments:type_name -> postern.agent.v1.Arguments
+	43,  // 43: postern.agent.v1.Session.tls:type_name -> postern.agent.v1.Tls
+	44,  // 44: postern.agent.v1.Session.authentication:type_name -> postern.agent.v1.Authentication
+	7,   // 45: postern.agent.v1.Session.trust:type_name -> postern.agent.v1.Trust
+	8,   // 46: postern.agent.v1.Session.traffic:type_name -> postern.agent.v1.Traffic
+	46,  // 47: postern.agent.v1.Envelope.sender:type_name -> postern.agent.v1.Sender
+	47,  // 48: postern.agent.v1.Envelope.recipients:type_name -> postern.agent.v1.Recipient
+	9,   // 49: postern.agent.v1.Stamp.scope:type_name -> postern.agent.v1.Scope
+	54,  // 50: postern.agent.v1.Arguments.hello:type_name -> postern.agent.v1.HelloArguments
+	55,  // 51: postern.agent.v1.Arguments.auth:type_name -> postern.agent.v1.AuthArguments
+	56,  // 52: postern.agent.v1.Arguments.rcpt:type_name -> postern.agent.v1.RcptArguments
+	58,  // 53: postern.agent.v1.Arguments.text:type_name -> postern.agent.v1.TextArguments
+	59,  // 54: postern.agent.v1.Arguments.reject:type_name -> postern.agent.v1.RejectArguments
+	61,  // 55: postern.agent.v1.Arguments.disconnect:type_name -> postern.agent.v1.DisconnectArguments
+	62,  // 56: postern.agent.v1.Arguments.routing:type_name -> postern.agent.v1.RoutingArguments
+	63,  // 57: postern.agent.v1.Arguments.delivery:type_name -> postern.agent.v1.DeliveryArguments
+	65,  // 58: postern.agent.v1.Arguments.schedule:type_name -> postern.agent.v1.ScheduleArguments
+	66,  // 59: postern.agent.v1.Arguments.released:type_name -> postern.agent.v1.ReleasedArguments
+	57,  // 60: postern.agent.v1.Arguments.data:type_name -> postern.agent.v1.DataArguments
+	47,  // 61: postern.agent.v1.RcptArguments.recipient:type_name -> postern.agent.v1.Recipient
+	60,  // 62: postern.agent.v1.RejectArguments.reply:type_name -> postern.agent.v1.Reply
+	3,   // 63: postern.agent.v1.RejectArguments.event:type_name -> postern.agent.v1.EventKind
+	64,  // 64: postern.agent.v1.DeliveryArguments.results:type_name -> postern.agent.v1.DeliveryResult
+	60,  // 65: postern.agent.v1.DeliveryResult.reply:type_name -> postern.agent.v1.Reply
+	52,  // 66: postern.agent.v1.ScheduleArguments.rows:type_name -> postern.agent.v1.Row
+	68,  // 67: postern.agent.v1.Answer.verdicts:type_name -> postern.agent.v1.Verdict
+	69,  // 68: postern.agent.v1.Answer.edits:type_name -> postern.agent.v1.Edit
+	51,  // 69: postern.agent.v1.Answer.stamps:type_name -> postern.agent.v1.Stamp
+	84,  // 70: postern.agent.v1.Answer.writes:type_name -> postern.agent.v1.TableWrite
+	85,  // 71: postern.agent.v1.Answer.spawns:type_name -> postern.agent.v1.Spawn
+	86,  // 72: postern.agent.v1.Answer.copies:type_name -> postern.agent.v1.KeepCopy
+	87,  // 73: postern.agent.v1.Answer.need:type_name -> postern.agent.v1.Need
+	89,  // 74: postern.agent.v1.Answer.counters:type_name -> postern.agent.v1.Counter
+	10,  // 75: postern.agent.v1.Verdict.kind:type_name -> postern.agent.v1.VerdictKind
+	60,  // 76: postern.agent.v1.Verdict.reply:type_name -> postern.agent.v1.Reply
+	0,   // 77: postern.agent.v1.Verdict.category:type_name -> postern.agent.v1.Category
+	9,   // 78: postern.agent.v1.Verdict.scope:type_name -> postern.agent.v1.Scope
+	70,  // 79: postern.agent.v1.Edit.add_header:type_name -> postern.agent.v1.AddHeader
+	71,  // 80: postern.agent.v1.Edit.replace_header:type_name -> postern.agent.v1.ReplaceHeader
+	72,  // 81: postern.agent.v1.Edit.remove_header:type_name -> postern.agent.v1.RemoveHeader
+	73,  // 82: postern.agent.v1.Edit.body:type_name -> postern.agent.v1.BodyEdit
+	77,  // 83: postern.agent.v1.Edit.add_recipient:type_name -> postern.agent.v1.AddRecipient
+	78,  // 84: postern.agent.v1.Edit.remove_recipient:type_name -> postern.agent.v1.RemoveRecipient
+	79,  // 85: postern.agent.v1.Edit.rewrite_recipient:type_name -> postern.agent.v1.RewriteRecipient
+	80,  // 86: postern.agent.v1.Edit.rewrite_sender:type_name -> postern.agent.v1.RewriteSender
+	81,  // 87: postern.agent.v1.Edit.expand:type_name -> postern.agent.v1.Expand
+	82,  // 88: postern.agent.v1.Edit.route:type_name -> postern.agent.v1.Route
+	83,  // 89: postern.agent.v1.Edit.fork:type_name -> postern.agent.v1.Fork
+	74,  // 90: postern.agent.v1.BodyEdit.segments:type_name -> postern.agent.v1.Segment
+	75,  // 91: postern.agent.v1.Segment.original:type_name -> postern.agent.v1.Range
+	76,  // 92: postern.agent.v1.Segment.uploaded:type_name -> postern.agent.v1.Upload
+	75,  // 93: postern.agent.v1.Upload.range:type_name -> postern.agent.v1.Range
+	60,  // 94: postern.agent.v1.RemoveRecipient.report:type_name -> postern.agent.v1.Reply
+	11,  // 95: postern.agent.v1.TableWrite.op:type_name -> postern.agent.v1.TableOp
+	88,  // 96: postern.agent.v1.Need.tables:type_name -> postern.agent.v1.NeedKeys
+	92,  // 97: postern.agent.v1.BodiesRequest.chunk:type_name -> postern.agent.v1.Chunk
+	92,  // 98: postern.agent.v1.BodiesResponse.chunk:type_name -> postern.agent.v1.Chunk
+	12,  // 99: postern.agent.v1.AgentService.Describe:input_type -> postern.agent.v1.DescribeRequest
+	20,  // 100: postern.agent.v1.AgentService.Validate:input_type -> postern.agent.v1.ValidateRequest
+	24,  // 101: postern.agent.v1.AgentService.Configure:input_type -> postern.agent.v1.ConfigureRequest
+	34,  // 102: postern.agent.v1.AgentService.Events:input_type -> postern.agent.v1.EventsRequest
+	90,  // 103: postern.agent.v1.AgentService.Bodies:input_type -> postern.agent.v1.BodiesRequest
+	93,  // 104: postern.agent.v1.AgentService.Drain:input_type -> postern.agent.v1.DrainRequest
+	13,  // 105: postern.agent.v1.AgentService.Describe:output_type -> postern.agent.v1.DescribeResponse
+	21,  // 106: postern.agent.v1.AgentService.Validate:output_type -> postern.agent.v1.ValidateResponse
+	27,  // 107: postern.agent.v1.AgentService.Configure:output_type -> postern.agent.v1.ConfigureResponse
+	36,  // 108: postern.agent.v1.AgentService.Events:output_type -> postern.agent.v1.EventsResponse
+	91,  // 109: postern.agent.v1.AgentService.Bodies:output_type -> postern.agent.v1.BodiesResponse
+	94,  // 110: postern.agent.v1.AgentService.Drain:output_type -> postern.agent.v1.DrainResponse
+	105, // [105:111] is the sub-list for method output_type
+	99,  // [99:105] is the sub-list for method input_type
+	99,  // [99:99] is the sub-list for extension type_name
+	99,  // [99:99] is the sub-list for extension extendee
+	0,   // [0:99] is the sub-list for field type_name
 }
 
 func init() { file_postern_agent_v1_agent_proto_init() }

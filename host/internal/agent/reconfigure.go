@@ -103,6 +103,13 @@ func (s *slot) retake(o order, p *process) *process {
 func (p *process) reconfigure(ctx context.Context, t *taken) error {
 	ctx, cancel := context.WithTimeout(ctx, p.o.Spec.StartTimeout)
 	defer cancel()
+	checked, err := p.rpc.Validate(ctx, &agentpb.ValidateRequest{Config: t.config, Host: t.host})
+	if err != nil {
+		return fmt.Errorf("agent %s: checking the configuration with %s: %w", p.o.Spec.Name, p.label, err)
+	}
+	if would := checked.GetSubscriptions(); len(would) > 0 && !SameSubscriptions(p.config.GetSubscriptions(), would) {
+		return ErrNotLive // before an event meets a configuration that its plan was not made for
+	}
 	request := &agentpb.ConfigureRequest{
 		Config: t.config, Generation: t.generation, Host: t.host,
 		InstanceName: p.o.Spec.Name, StateDir: p.o.StateDir, EditKinds: editKinds(),
