@@ -22,6 +22,7 @@ type Config struct {
 	Learn              bool     `hcl:"learn,optional" default:"true" doc:"Whether a release from quarantine, or what somebody says of a message, changes the ratings of mail like it."`
 	BypassedSenders    []string `hcl:"bypassed_senders,optional" doc:"Senders (user@domain, domain, *.domain), in the envelope or in From, whose mail has SCL -1."`
 	BypassedRecipients []string `hcl:"bypassed_recipients,optional" doc:"Recipients (likewise) whose mail is not judged."`
+	ProtectedDomains   []string `hcl:"protected_domains,optional" doc:"Domains that phishing imitates, beside those of the recipients: a sender or a link whose domain looks like one of them raises the phishing level." example:"[\"bank.example\"]"`
 	DeleteAt           int      `hcl:"delete_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is accepted and thrown away; 0 is never."`
 	RejectAt           int      `hcl:"reject_at,optional" default:"7" min:"0" max:"9" doc:"SCL from which a message is refused; 0 is never. Below delete_at."`
 	QuarantineAt       int      `hcl:"quarantine_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is quarantined; 0 is never. Below reject_at."`
@@ -39,7 +40,7 @@ const (
 // New checks cfg. It is called for every new configuration.
 func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 	f := &Filter{Config: cfg, internal: r.Host().InternalSMTPServers}
-	var errs [7]error
+	var errs [8]error
 	f.good, errs[0] = newPhrases(r, "good_phrases", cfg.GoodPhrases)
 	f.bad, errs[1] = newPhrases(r, "bad_phrases", cfg.BadPhrases)
 	f.senders, errs[2] = addresses(r, "bypassed_senders", cfg.BypassedSenders)
@@ -47,6 +48,7 @@ func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 	errs[4] = checkResponse(r, cfg.Response)
 	errs[5] = checkThresholds(r, cfg)
 	f.brain, errs[6] = newBrain(r, cfg)
+	f.protected, errs[7] = protected(r, cfg.ProtectedDomains)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
@@ -59,8 +61,9 @@ func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 
 // register says what the events need.
 func (f *Filter) register(r *sdk.Registrar) {
+	f.safelist = newSafelist(r)
 	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(f.MaxSize), sdk.ReadsHeaders(classifier.Fields()...),
-		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.Stamps("scl", stampProbability)))
+		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.Stamps("scl", "pcl", stampProbability)))
 	if !f.Learn {
 		r.Skip(sdk.OnReleased, sdk.OnFeedback)
 		return
@@ -152,6 +155,19 @@ func newPhrases(r *sdk.Registrar, name string, list []string) (*phrases, error) 
 		}
 	}
 	return p, nil
+}
+
+// protected reads protected_domains.
+func protected(r *sdk.Registrar, list []string) ([]domain, error) {
+	var all []domain
+	for i, name := range list {
+		d := domainOf(name)
+		if d.org == "" {
+			return nil, r.At("protected_domains", i).Errorf("%q is no registered domain", name)
+		}
+		all = append(all, d)
+	}
+	return all, nil
 }
 
 func addresses(r *sdk.Registrar, name string, list []string) (*match.Addresses, error) {

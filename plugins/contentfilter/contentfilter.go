@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,6 +21,8 @@ type Filter struct {
 	senders    *match.Addresses
 	recipients *match.Addresses
 	internal   []netip.Prefix // our own servers
+	safelist   safelist
+	protected  []domain // that are imitated
 	brain      *brain
 	stop       func() // ends the watching of files; nil without
 }
@@ -36,7 +40,7 @@ const (
 // Reasons in the ledger.
 const (
 	reasonSender        = "SenderBypassed"
-	reasonRecipient     = "RecipientBypassed" // some of them
+	reasonRecipient     = "RecipientBypassed" // some of them, by bypassed_recipients or because they trust the sender
 	reasonAllRecipients = "AllRecipientsBypassed"
 	reasonDelete        = "SclAtOrAboveDeleteThreshold"
 	reasonReject        = "SclAtOrAboveRejectThreshold"
@@ -49,6 +53,7 @@ const (
 const (
 	tokenPhrase  = "CW:CustomList" // one of the operator's phrases was found
 	tokenNoModel = "NoModel"       // there is no model: only rules were looked at
+	tokenPCL     = "PCL:PhishingLevel "
 )
 
 // stampProbability is the agent's own stamp with what the model says.
@@ -60,6 +65,8 @@ type rating struct {
 	tokens []string // of the report header
 	found  string   // for the ledger
 	spam   string   // probability by the model; empty where it was not asked
+	pcl    int      // 0 where it was not judged
+	signs  []sign   // of phishing
 }
 
 // trusted is the rating of mail that is not judged.
@@ -70,27 +77,27 @@ func (f *Filter) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict 
 	if entry, ok := f.bypassedSender(e); ok {
 		return f.report(e, sdk.Continue().Because(reasonSender, entry), trusted(reasonSender)).Stamp("scl", "-1")
 	}
-	bypassed, judged := f.split(e.Recipients)
+	bypassed, judged, entries := f.split(e)
 	if len(judged) == 0 {
-		return f.report(e, sdk.Continue().Because(reasonAllRecipients, ""), trusted(reasonAllRecipients)).Stamp("scl", "-1")
+		return f.report(e, sdk.Continue().Because(reasonAllRecipients, entries), trusted(reasonAllRecipients)).Stamp("scl", "-1")
 	}
 	r, err := f.rate(ctx, e)
 	if err != nil {
 		return sdk.Undetermined(reasonUnreadable, err)
 	}
-	v := f.report(e, f.act(r), r).Stamp("scl", strconv.Itoa(r.scl))
+	v := f.report(e, f.act(r), r).Stamp("scl", strconv.Itoa(r.scl)).Stamp("pcl", strconv.Itoa(r.pcl))
 	if r.spam != "" {
 		v = v.Stamp(stampProbability, r.spam)
 	}
 	if len(bypassed) == 0 {
 		return v
 	}
-	return sdk.PerRecipient(f.bypass(e, bypassed), v.ForRecipients(judged...))
+	return sdk.PerRecipient(f.bypass(e, bypassed, entries), v.ForRecipients(judged...))
 }
 
 // bypass is the verdict for the recipients whose mail is not judged, beside others whose mail is.
-func (f *Filter) bypass(e *sdk.DataEvent, recipients []sdk.EnvelopeRecipient) sdk.Verdict {
-	v := f.report(e, sdk.Continue().Because(reasonRecipient, ""), trusted(reasonRecipient))
+func (f *Filter) bypass(e *sdk.DataEvent, recipients []sdk.EnvelopeRecipient, entries string) sdk.Verdict {
+	v := f.report(e, sdk.Continue().Because(reasonRecipient, entries), trusted(reasonRecipient))
 	for _, r := range recipients {
 		v = v.StampRecipient(r, "scl", "-1")
 	}
@@ -104,37 +111,58 @@ func (f *Filter) bypassedSender(e *sdk.DataEvent) (entry string, ok bool) {
 	return f.senders.Match(e.Message.From)
 }
 
-func (f *Filter) split(all []sdk.EnvelopeRecipient) (bypassed, judged []sdk.EnvelopeRecipient) {
-	for _, r := range all {
-		if _, ok := f.recipients.Match(r.Mailbox); ok {
-			bypassed = append(bypassed, r)
-		} else {
+// maxEntries is how many entries the ledger names.
+const maxEntries = 5
+
+// split the recipients into those whose mail is not judged, for they are listed or trust the sender, and the others.
+// entries names what freed the first of them.
+func (f *Filter) split(e *sdk.DataEvent) (bypassed, judged []sdk.EnvelopeRecipient, entries string) {
+	var found []string
+	for _, r := range e.Recipients {
+		entry, ok := f.recipients.Match(r.Mailbox)
+		if !ok {
+			entry, ok = f.safelist.trusts(e, r)
+		}
+		if !ok {
 			judged = append(judged, r)
+			continue
+		}
+		bypassed = append(bypassed, r)
+		if len(found) < maxEntries && !slices.Contains(found, entry) {
+			found = append(found, entry)
 		}
 	}
-	return bypassed, judged
+	return bypassed, judged, strings.Join(found, ", ")
 }
 
 // rate looks for GTUBE, then for phrases, of which a good one outweighs a bad one, and asks the model about the rest.
+// Whether a message may be phishing is judged by itself.
 func (f *Filter) rate(ctx context.Context, e *sdk.DataEvent) (rating, error) {
 	d, err := f.read(ctx, e)
 	if err != nil {
 		return rating{}, err
 	}
 	r := rating{scl: sclWanted, found: d.Note}
+	r.pcl, r.signs = f.phishing(e, d)
 	if d.Note != "" {
 		r.tokens = []string{"MIME:" + d.Note}
 	}
 	if find(d, func(text string) string { return contained(text, gtube) }) != "" {
-		return rating{scl: sclSpam, tokens: append(r.tokens, "GTUBE"), found: "GTUBE"}, nil
+		return r.by(sclSpam, "GTUBE", "GTUBE"), nil
 	}
 	if p := find(d, f.good.find, f.brain.good.Load().find); p != "" {
-		return rating{scl: sclWanted, tokens: append(r.tokens, tokenPhrase), found: "good phrase " + strconv.Quote(p)}, nil
+		return r.by(sclWanted, tokenPhrase, "good phrase "+strconv.Quote(p)), nil
 	}
 	if p := find(d, f.bad.find, f.brain.bad.Load().find); p != "" {
-		return rating{scl: sclSpam, tokens: append(r.tokens, tokenPhrase), found: "bad phrase " + strconv.Quote(p)}, nil
+		return r.by(sclSpam, tokenPhrase, "bad phrase "+strconv.Quote(p)), nil
 	}
 	return f.ask(d, r), nil
+}
+
+// by is the rating that a rule gives.
+func (r rating) by(scl int, token, found string) rating {
+	r.scl, r.tokens, r.found = scl, append(r.tokens, token), found
+	return r
 }
 
 // read the message, but for a body over max_size.
@@ -220,6 +248,9 @@ func (f *Filter) act(r rating) sdk.Verdict {
 	if r.found != "" {
 		data += ": " + r.found
 	}
+	if r.pcl > pclNeutral {
+		data += fmt.Sprintf("; PCL %d: %v", r.pcl, r.signs)
+	}
 	switch {
 	case reaches(r.scl, f.DeleteAt):
 		return sdk.Discard().Because(reasonDelete, data)
@@ -236,8 +267,17 @@ func reaches(scl, threshold int) bool { return threshold > 0 && scl >= threshold
 // report adds the header fields that tell the next hop of the rating.
 func (f *Filter) report(e *sdk.DataEvent, v sdk.Verdict, r rating) sdk.Verdict {
 	tokens := append([]string{"DV:" + version}, r.tokens...)
+	switch {
+	case r.pcl >= pclSuspicious:
+		tokens = append(tokens, tokenPCL+"SUSPICIOUS")
+	case r.pcl > pclNeutral:
+		tokens = append(tokens, tokenPCL+"NEUTRAL")
+	}
 	if ip := e.Session.Client; ip.IsValid() && !ip.In(f.internal) {
 		tokens = append(tokens, "OrigIP:"+ip.String())
+	}
+	if r.pcl > 0 {
+		v = v.Edit(sdk.AddHeader("X-Postern-PCL", strconv.Itoa(r.pcl)))
 	}
 	return v.Edit(
 		sdk.AddHeader("X-Postern-Antispam-Report", strings.Join(tokens, ";")),

@@ -36,9 +36,9 @@ const (
 func TestEmptyConfiguration(t *testing.T) {
 	a := start(t, "", agenttest.KillBetween())
 	send(a, plain).WantContinue().WantReason("SclBelowThresholds").WantStamp("scl", "0").WantHeaderAdded("X-Postern-SCL", "0").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;NoModel;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel;OrigIP:192.0.2.1")
 	out := send(a, plain+gtubeText+"\n").Want(550, "5.7.1").WantReason("SclAtOrAboveRejectThreshold").WantStamp("scl", "9").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;GTUBE;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;GTUBE;OrigIP:192.0.2.1")
 	if got := data(out); got != "9: GTUBE" {
 		t.Errorf("the ledger has %q", got)
 	}
@@ -151,12 +151,12 @@ func TestNoPhrase(t *testing.T) {
 func TestGoodPhrase(t *testing.T) {
 	a := start(t, phraseConfig)
 	out := send(a, plain+"cialis, order\nnumber 4711.").WantContinue().WantStamp("scl", "0").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;CW:CustomList;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;CW:CustomList;OrigIP:192.0.2.1")
 	if got := data(out); got != `0: good phrase "order number 4711"` {
 		t.Errorf("the ledger has %q", got)
 	}
 	send(a, plain+"order number 47110 cialis").Want(550, "5.7.1").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;CW:CustomList;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;CW:CustomList;OrigIP:192.0.2.1")
 	send(a, plain+"order number 4711 "+gtubeText).Want(550, "5.7.1")
 }
 
@@ -176,7 +176,7 @@ func TestBypassedSenders(t *testing.T) {
 		s := a.From("192.0.2.1")
 		s.Mail(c.envelope).To("r@y.example").WantContinue()
 		s.Data("From: "+c.from+"\n\n"+gtubeText).WantContinue().WantReason("SenderBypassed").WantStamp("scl", "-1").
-			WantHeaderAdded("X-Postern-SCL", "-1").WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;SenderBypassed;OrigIP:192.0.2.1")
+			WantHeaderAdded("X-Postern-SCL", "-1").WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;SenderBypassed;OrigIP:192.0.2.1")
 	}
 	s := a.From("192.0.2.1")
 	s.Mail("s@x.example").To("r@y.example").WantContinue()
@@ -189,7 +189,7 @@ func TestBypassedRecipients(t *testing.T) {
 	s := a.From("192.0.2.1")
 	s.Mail("s@x.example").To("Postmaster@y.example").To("a@raw.example").WantContinue()
 	s.Data(plain+gtubeText).WantContinue().WantReason("AllRecipientsBypassed").WantStamp("scl", "-1").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;AllRecipientsBypassed;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;AllRecipientsBypassed;OrigIP:192.0.2.1")
 	s.Mail("s@x.example").To("r@y.example").To("postmaster@y.example").To("q@y.example").WantContinue()
 	out := s.Data(plain+gtubeText).WantFor("r@y.example", 550, "5.7.1").WantFor("q@y.example", 550, "5.7.1").
 		WantVerdictFor("postmaster@y.example", "continue").WantReason("RecipientBypassed").WantStamp("scl", "9").WantStamp("scl", "-1")
@@ -204,7 +204,7 @@ func TestBypassedRecipients(t *testing.T) {
 // The source behind a server of our own is not known here.
 func TestOwnServerIsNoOrigin(t *testing.T) {
 	a := start(t, "", agenttest.WithHost(&agentpb.HostFacts{Name: "edge.example", InternalSmtpServers: []string{"192.0.2.0/24"}}))
-	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;NoModel")
+	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel")
 }
 
 // Of large messages only the subject is looked at; one just at the limit is read through.
@@ -212,7 +212,7 @@ func TestSize(t *testing.T) {
 	a := start(t, "max_size = \"100 KiB\"\nbad_phrases = [\"cialis\"]")
 	filler := strings.Repeat(strings.Repeat("x", 98)+"\r\n", 1024)
 	out := send(a, "Subject: large\r\n\r\n"+filler+"cialis\r\n").WantContinue().
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.1.0;MIME:TooLarge;NoModel;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;MIME:TooLarge;NoModel;OrigIP:192.0.2.1")
 	if got := data(out); got != "0: TooLarge" {
 		t.Errorf("the ledger has %q", got)
 	}

@@ -5,7 +5,7 @@ package main
 import "github.com/posternmail/postern/sdk"
 
 // version of the agent, and the DV token of its report header.
-const version = "1.1.0"
+const version = "1.2.0"
 
 func main() { sdk.Main(info(), New) }
 
@@ -16,7 +16,7 @@ func info() sdk.Info {
 		Version:      version,
 		Category:     sdk.Antispam,
 		Summary:      "gives messages a spam confidence level (SCL) and acts on it",
-		SharedStamps: []string{"scl"},
+		SharedStamps: []string{"scl", "pcl"},
 		Commands:     commands(),
 	}
 }
