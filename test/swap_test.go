@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -472,5 +473,59 @@ func TestShadowHasNoEffect(t *testing.T) {
 	h.MustPostern("agent", "rollback", "judge")
 	if c := compared(h, "judge"); c.State != "taken back" || c.Why != "by order" {
 		t.Errorf("%+v", c)
+	}
+}
+
+// An agent that owns something exclusively ends before its next generation starts; its events wait meanwhile and no
+// client notices, also when the new one does not start and the old one comes back. It cannot be tried beside itself.
+func TestExclusiveAgentsAreExchanged(t *testing.T) {
+	with := func(version, extra string) string {
+		return plain + mockWith("judge", 10, fmt.Sprintf("start_timeout = \"2s\"\nenvironment = {\nMOCK_EXCLUSIVE = \"port\"\nMOCK_VERSION = %q\n}\n", version), extra+judge("a"))
+	}
+	h := rig.Start(t, with("1.0.1", ""))
+	var over atomic.Bool
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		c := h.Greeted()
+		for !over.Load() {
+			accepted(t, c, "a@sender.example", "b@example.org", helloMessage)
+		}
+	})
+	h.Write(with("1.0.2", ""))
+	h.MustPostern("reload")
+	if one := agentNow(h, "judge"); one.Version != "1.0.2" {
+		t.Errorf("after the reload: %+v", one)
+	}
+	h.Write(with("1.0.3", "never_ready = true\n"))
+	if out, err := h.Postern("reload"); err == nil || !strings.Contains(out, "start_timeout") {
+		t.Errorf("a generation that does not get ready: %v\n%s", err, out)
+	}
+	if one := agentNow(h, "judge"); one.Version != "1.0.2" || one.State != "up" {
+		t.Errorf("after a failed reload: %+v", one)
+	}
+	if out, err := h.Postern("agent", "upgrade", "judge", "--command", mockVersion(t, "1.1.0"), "--canary", "10%"); err == nil || !strings.Contains(out, "owns") {
+		t.Errorf("a canary of an exclusive agent: %v\n%s", err, out)
+	}
+	over.Store(true)
+	sending.Wait()
+}
+
+// The last good generation runs where the configured one does not start after a restart of the host.
+func TestLastGoodGeneration(t *testing.T) {
+	hcl := func(extra string) string {
+		return plain + mockWith("judge", 10, "start_timeout = \"2s\"\n", extra+judge("a"))
+	}
+	h := rig.Start(t, hcl(""))
+	h.Stop()
+	h.Write(hcl("never_ready = true\n"))
+	h.Start()
+	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
+	if out := h.MustPostern("status"); !strings.Contains(out, "its last good generation") {
+		t.Errorf("the drift is not shown:\n%s", out)
+	}
+	h.Write(hcl("record = \"\"\n"))
+	h.MustPostern("reload")
+	if out := h.MustPostern("status"); strings.Contains(out, "DRIFT") {
+		t.Errorf("after it was mended:\n%s", out)
 	}
 }
