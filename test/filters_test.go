@@ -254,7 +254,7 @@ func TestContentfilter(t *testing.T) {
 	}
 	r := waitRecord(h, id, "REJECT")
 	steps := r.steps("contentfilter", "OnEndOfData")
-	if r.Agent != "contentfilter" || r.Version != "1.1.0" || r.Reason != "SclAtOrAboveRejectThreshold" || len(steps) != 1 ||
+	if r.Agent != "contentfilter" || r.Version != "1.2.0" || r.Reason != "SclAtOrAboveRejectThreshold" || len(steps) != 1 ||
 		steps[0].Data != `9: bad phrase "no risk investment"` {
 		t.Errorf("the ledger has %+v", r)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	stdmime "mime"
 	"path"
 	"slices"
 	"strings"
@@ -80,9 +79,12 @@ func (s *scan) parse(header []byte, body mime.Body) (*mime.Tree, error) {
 
 // leaf judges a part by its names, its type and its content. inside is the path of the archive it came from.
 func (s *scan) leaf(p *mime.Part, inside string, depth int) error {
-	names := namesOf(p)
+	names := p.Names()
+	if len(names) == 0 {
+		names = []string{p.Type}
+	}
 	file := path.Join(inside, names[0])
-	if s.judge(file, names, typesOf(p)) {
+	if s.judge(file, names, p.Types()) {
 		return nil
 	}
 	return s.content(file, p.Decoded(), depth, p.Type)
@@ -220,37 +222,6 @@ func (s *scan) grow(n int64) error {
 		return fmt.Errorf("%w: unpacked more than %d times its size", errLimit, s.MaxRatio)
 	}
 	return nil
-}
-
-// namesOf a part: all that a reader might take for it, the one that it should first. There is at least one.
-func namesOf(p *mime.Part) []string {
-	all := []string{p.Filename, p.Params["name"]}
-	for _, field := range []string{"Content-Disposition", "Content-Type"} {
-		for _, value := range p.Header.All(field) {
-			_, params, _ := stdmime.ParseMediaType(value)
-			all = append(all, mime.DecodeWords(params["filename"]), mime.DecodeWords(params["name"]))
-		}
-	}
-	var names []string
-	for _, name := range all {
-		if name != "" && !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
-	if len(names) == 0 {
-		return []string{p.Type}
-	}
-	return names
-}
-
-// typesOf a part: of each Content-Type field.
-func typesOf(p *mime.Part) []string {
-	types := []string{p.Type}
-	for _, value := range p.Header.All("Content-Type") {
-		t, _, _ := strings.Cut(value, ";")
-		types = append(types, strings.ToLower(strings.TrimSpace(t)))
-	}
-	return types
 }
 
 // variants of a name that a Windows computer takes for it: NUL ends a name, and a colon begins a stream of the file.

@@ -21,6 +21,7 @@ type facts struct {
 	from       []address.Mailbox
 	inside     bool
 	client     netip.Addr
+	geo        *geography
 	recipients []address.Mailbox
 	subject    string
 	header     func(name string) []string // texts of the fields of a name
@@ -99,6 +100,14 @@ func (c *conditions) addresses(cfg *Conditions) {
 	c.add("clients", len(cfg.Clients) > 0, func(f *facts) (string, error) {
 		i := slices.IndexFunc(cfg.Clients, func(p netip.Prefix) bool { return p.Contains(f.client) })
 		return said(i >= 0, f.client.String()), nil
+	})
+	c.add("countries", len(cfg.Countries) > 0, func(f *facts) (string, error) {
+		country := f.geo.country(f.client)
+		return said(slices.Contains(cfg.Countries, country), fmt.Sprintf("%s in %s", f.client, country)), nil
+	})
+	c.add("systems", len(cfg.Systems) > 0, func(f *facts) (string, error) {
+		system := f.geo.system(f.client)
+		return said(slices.Contains(cfg.Systems, int(system)), fmt.Sprintf("%s in AS%d", f.client, system)), nil
 	})
 	for _, to := range []struct {
 		name  string
@@ -199,13 +208,11 @@ func (c *conditions) attachments(r *sdk.Registrar, cfg *Conditions, at []any) er
 	c.attachment("has_attachment", cfg.Attachments, func(a attachment) bool { return true })
 	c.attachment("attachment_over", cfg.AttachmentOver > 0, func(a attachment) bool { return a.size >= int64(cfg.AttachmentOver) })
 	c.attachment("attachment_names", len(cfg.AttachmentNames) > 0, func(a attachment) bool {
-		_, ok := files.Match(a.name)
-		return ok
+		return slices.ContainsFunc(a.names, func(name string) bool { _, ok := files.Match(name); return ok })
 	})
 	c.attachment("attachment_types", len(cfg.AttachmentTypes) > 0, func(a attachment) bool {
 		return slices.ContainsFunc(cfg.AttachmentTypes, func(p string) bool {
-			ok, _ := path.Match(strings.ToLower(p), a.typ) // checked
-			return ok
+			return slices.ContainsFunc(a.types, func(t string) bool { ok, _ := path.Match(strings.ToLower(p), t); return ok }) // checked
 		})
 	})
 	return nil
@@ -220,7 +227,7 @@ func (c *conditions) attachment(name string, given bool, is func(attachment) boo
 		}
 		for _, a := range body.attachments {
 			if is(a) {
-				return fmt.Sprintf("%q (%s, %d bytes)", a.name, a.typ, a.size), nil
+				return fmt.Sprintf("%q (%s, %d bytes)", a.name, a.types[0], a.size), nil
 			}
 		}
 		return "", nil

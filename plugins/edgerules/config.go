@@ -17,7 +17,8 @@ import (
 
 // Config is the agent's configuration. Empty, no message is touched.
 type Config struct {
-	Rules []Rule `hcl:"rule,block" doc:"A rule. Those that match act in the order of their priority."`
+	Databases []string `hcl:"databases,optional" format:"path" doc:"Files in MaxMind's format (MMDB) that tell country and autonomous system of a client. Read again when they change." example:"[\"/var/lib/GeoIP/GeoLite2-Country.mmdb\"]"`
+	Rules     []Rule   `hcl:"rule,block" doc:"A rule. Those that match act in the order of their priority."`
 }
 
 // Rule is one rule.
@@ -36,6 +37,8 @@ type Conditions struct {
 	FromMatches         []*regexp.Regexp `hcl:"from_matches,optional" doc:"Patterns (RE2) for these addresses."`
 	FromScope           string           `hcl:"from_scope,optional" one_of:"inside outside" doc:"inside: the client has authenticated, or is one of our servers."`
 	Clients             []netip.Prefix   `hcl:"clients,optional" doc:"Networks of the client." example:"[\"192.0.2.0/24\"]"`
+	Countries           []string         `hcl:"countries,optional" doc:"Countries of the client (ISO 3166-1), by databases." example:"[\"DE\", \"AT\"]"`
+	Systems             []int            `hcl:"systems,optional" doc:"Numbers of autonomous systems of the client, by databases." example:"[64496]"`
 	RecipientContains   []string         `hcl:"recipient_contains,optional" doc:"Words in the address of a recipient."`
 	RecipientMatches    []*regexp.Regexp `hcl:"recipient_matches,optional" doc:"Patterns for the address of a recipient."`
 	SubjectContains     []string         `hcl:"subject_contains,optional" doc:"Words in the subject."`
@@ -94,10 +97,15 @@ type Reject struct {
 // New checks cfg. It is called for every new configuration.
 func New(cfg Config, r *sdk.Registrar) (*Rules, error) {
 	a := &Rules{}
+	geo, i, err := openGeography(cfg.Databases)
+	if err != nil {
+		return nil, r.At("databases", i).Error(err)
+	}
+	a.geo = geo
 	var errs []error
 	for i, c := range cfg.Rules {
 		one, err := newRule(r, i, c)
-		errs = append(errs, err)
+		errs = append(errs, err, checkPlaces(r, i, c, len(cfg.Databases) > 0))
 		a.rules = append(a.rules, one)
 	}
 	if err := errors.Join(append(errs, checkPriorities(r, cfg.Rules))...); err != nil {
@@ -105,7 +113,33 @@ func New(cfg Config, r *sdk.Registrar) (*Rules, error) {
 	}
 	slices.SortStableFunc(a.rules, func(x, y *rule) int { return cmp.Compare(x.Priority, y.Priority) })
 	a.subscribe(r)
+	if len(cfg.Databases) > 0 && !r.Validating() {
+		a.stop = geo.follow(r.Logger())
+	}
 	return a, nil
+}
+
+// Close is called when the last event of this configuration was answered.
+func (a *Rules) Close() {
+	if a.stop != nil {
+		a.stop()
+	}
+}
+
+// checkPlaces: where a client is, only a database can tell.
+func checkPlaces(r *sdk.Registrar, i int, c Rule, databases bool) error {
+	for name, conditions := range map[string]*Conditions{"when": c.When, "unless": c.Unless} {
+		if conditions == nil {
+			continue
+		}
+		if err := checkCountries(r, conditions.Countries, "rule", i, name, "countries"); err != nil {
+			return err
+		}
+		if !databases && len(conditions.Countries)+len(conditions.Systems) > 0 {
+			return r.At("rule", i, name).Errorf("countries and systems want a file in databases")
+		}
+	}
+	return nil
 }
 
 // checkPriorities: ties are an error, since the order would be a surprise.

@@ -20,8 +20,9 @@ type content struct {
 
 // attachment of a message.
 type attachment struct {
-	name, typ string
-	size      int64 // decoded, in bytes
+	name         string   // that is told
+	names, types []string // all that a reader might take for its own
+	size         int64    // decoded, in bytes
 }
 
 // How much decoded text of a part and of a message is looked at, in octets.
@@ -62,7 +63,7 @@ func (c *content) attach(p *mime.Part) {
 	if err != nil { // what does not decode has the size that it has
 		size = p.Raw().Size()
 	}
-	c.attachments = append(c.attachments, attachment{name: p.Filename, typ: p.Type, size: size})
+	c.attachments = append(c.attachments, attachment{name: p.Filename, names: p.Names(), types: p.Types(), size: size})
 }
 
 func addText(b *strings.Builder, p *mime.Part) error {

@@ -16,6 +16,8 @@ import (
 type Rules struct {
 	rules   []*rule // by priority
 	content bool    // a rule looks at the body
+	geo     *geography
+	stop    func() // ends the watching of databases; nil without
 }
 
 // OnEndOfData runs the rules.
@@ -29,7 +31,7 @@ func (a *Rules) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict {
 
 func (a *Rules) facts(ctx context.Context, e *sdk.DataEvent) *facts {
 	f := &facts{
-		from: []address.Mailbox{e.Sender.Mailbox, e.Message.From}, client: e.Session.Client.Addr, subject: e.Message.Subject,
+		from: []address.Mailbox{e.Sender.Mailbox, e.Message.From}, client: e.Session.Client.Addr, geo: a.geo, subject: e.Message.Subject,
 		inside: e.Session.Trust == sdk.User || e.Session.Trust == sdk.OwnServer,
 		size:   e.Message.HeaderBytes + e.Message.BodyBytes, stamp: e.LookupStamp,
 		load: func() (*content, error) { return readContent(ctx, e.Headers.Block(), e.Body()) },

@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:         "edgerules",
-		Version:      "0.1.0",
+		Version:      "0.2.0",
 		Category:     sdk.Policy,
 		Summary:      "acts on messages by rules of the operator",
 		SharedStamps: []string{"scl"},

@@ -30,6 +30,7 @@ func test(ctx context.Context, c *sdk.Invocation) error {
 	if err != nil {
 		return err
 	}
+	f.geo = a.geo
 	out, err := a.run(f)
 	if err != nil {
 		return err
