@@ -279,7 +279,7 @@ func (a *Agent) raise(s *Session, event *agentpb.Event) *Outcome {
 	a.t.Helper()
 	sub := a.subscriptions[event.GetKind()]
 	if sub == nil {
-		return &Outcome{Session: s, kind: event.GetKind(), answer: continueAnswer()}
+		return &Outcome{Session: s, kind: event.GetKind(), answer: continueAnswer(), shown: s.header, base: s.header}
 	}
 	a.events++
 	event.EventId = fmt.Sprintf("e%d", a.events)

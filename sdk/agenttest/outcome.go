@@ -20,6 +20,10 @@ type Outcome struct {
 	header []*agentpb.HeaderField
 	body   []byte
 	before []*agentpb.HeaderField
+	shown  []*agentpb.HeaderField // whose numbers the edits of the answer name
+	base   []*agentpb.HeaderField // the message before these edits, so numbered
+	last   []*agentpb.Edit        // with first: those of this event
+	first  *Outcome               // of OnEndOfHeaders, for the same message; nil: none
 }
 
 func newOutcome(a *Agent, s *Session, event *agentpb.Event, answer *agentpb.Answer) *Outcome {
@@ -28,7 +32,9 @@ func newOutcome(a *Agent, s *Session, event *agentpb.Event, answer *agentpb.Answ
 		a.faults = append(a.faults, fmt.Sprintf("%s: the handler failed: %s", sdk.EventName(o.kind), f))
 		o.fault = len(a.faults)
 	}
-	header, body, err := edited(s.header, s.body, answer.GetEdits())
+	o.shown = s.fields(a.subscriptions[o.kind].GetView())
+	o.base = withOrder(s.header, o.shown)
+	header, body, err := edited(o.base, s.body, answer.GetEdits())
 	if err != nil {
 		a.t.Errorf("%s: %v", sdk.EventName(o.kind), err)
 	}
@@ -36,8 +42,21 @@ func newOutcome(a *Agent, s *Session, event *agentpb.Event, answer *agentpb.Answ
 	return o
 }
 
+// settled reports whether the answer ends the way of a recipient, whom later events of the message do not show any more.
+func (o *Outcome) settled(r *agentpb.Recipient) bool {
+	kind := o.verdictFor(int(r.GetIndex())).GetKind()
+	return slices.Contains(refusals, kind) || kind == agentpb.VerdictKind_VERDICT_KIND_QUARANTINE || kind == agentpb.VerdictKind_VERDICT_KIND_DISCARD
+}
+
 // after adds what an earlier event of the same message answered.
 func (o *Outcome) after(earlier *Outcome) *Outcome {
+	o.first = &Outcome{Session: earlier.Session, answer: &agentpb.Answer{Edits: earlier.answer.GetEdits()}, base: earlier.base}
+	o.last = o.answer.GetEdits()
+	// What the first event has said of some recipients stays: the second is not asked about those it has settled.
+	verdicts := slices.DeleteFunc(slices.Clone(earlier.answer.GetVerdicts()), func(v *agentpb.Verdict) bool {
+		return len(v.GetRecipients()) == 0
+	})
+	o.answer.Verdicts = append(verdicts, o.answer.GetVerdicts()...)
 	o.answer.Edits = append(slices.Clone(earlier.answer.GetEdits()), o.answer.GetEdits()...)
 	o.answer.Stamps = append(slices.Clone(earlier.answer.GetStamps()), o.answer.GetStamps()...)
 	o.answer.Spawns = append(slices.Clone(earlier.answer.GetSpawns()), o.answer.GetSpawns()...)
@@ -234,16 +253,83 @@ func (o *Outcome) WantBody(text string) *Outcome {
 	return o
 }
 
-// Message after the edits, with CRLF line ends. Edits for some recipients are applied as if for all.
+// Message after the edits, with CRLF line ends. Where recipients get different ones, ask for MessageFor.
 func (o *Outcome) Message() string {
+	o.agent.t.Helper()
+	for _, e := range o.answer.GetEdits() {
+		for _, r := range o.envelope.GetRecipients() {
+			if changesContent(e) && !isFor(e, r.GetIndex()) {
+				o.errorf("an edit is not for %s: there are several messages", r.GetAddress())
+			}
+		}
+	}
+	return written(o.header, o.body)
+}
+
+// MessageFor is the message as one of several recipients gets it.
+func (o *Outcome) MessageFor(recipient string) string {
+	o.agent.t.Helper()
+	index := uint32(o.index(recipient))
+	header, body := o.base, o.Session.body
+	edits := o.answer.GetEdits()
+	if o.first != nil {
+		fields, _, err := edited(o.first.base, nil, editsFor(o.first.answer.GetEdits(), index))
+		if err != nil {
+			o.errorf("%v", err)
+		}
+		header, edits = withOrder(fields, o.shown), o.last
+	}
+	header, body, err := edited(header, body, editsFor(edits, index))
+	if err != nil {
+		o.errorf("%v", err)
+	}
+	return written(header, body)
+}
+
+// withOrder numbers fields as the event showed them, so that its edits find theirs: a field that others got too has the
+// number that it had there.
+func withOrder(fields, shown []*agentpb.HeaderField) []*agentpb.HeaderField {
+	out := make([]*agentpb.HeaderField, len(fields))
+	next := 0
+	for i, f := range fields {
+		index := ^uint32(0)
+		for j := next; j < len(shown); j++ {
+			if string(shown[j].GetName()) == string(f.GetName()) && string(shown[j].GetValue()) == string(f.GetValue()) {
+				index, next = shown[j].GetIndex(), j+1
+				break
+			}
+		}
+		out[i] = &agentpb.HeaderField{Name: f.GetName(), Value: f.GetValue(), Index: index}
+	}
+	return out
+}
+
+func isFor(e *agentpb.Edit, index uint32) bool {
+	return len(e.GetRecipients()) == 0 || slices.Contains(e.GetRecipients(), index)
+}
+
+func editsFor(edits []*agentpb.Edit, index uint32) []*agentpb.Edit {
+	return slices.DeleteFunc(slices.Clone(edits), func(e *agentpb.Edit) bool { return !isFor(e, index) })
+}
+
+// changesContent reports whether an edit makes another message.
+func changesContent(e *agentpb.Edit) bool {
+	switch e.GetEdit().(type) {
+	case *agentpb.Edit_AddHeader, *agentpb.Edit_ReplaceHeader, *agentpb.Edit_RemoveHeader, *agentpb.Edit_Body:
+		return true
+	}
+	return false
+}
+
+func written(header []*agentpb.HeaderField, body []byte) string {
 	var b strings.Builder
-	for _, f := range o.header {
+	for _, f := range header {
 		b.Write(f.GetName())
 		b.WriteByte(':')
 		b.Write(f.GetValue())
 		b.WriteString("\r\n")
 	}
-	return b.String() + "\r\n" + string(o.body)
+	return b.String() + "\r\n" + string(body)
 }
 
 // WantCopy wants a copy kept in quarantine.

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/mail"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/address"
@@ -19,9 +22,18 @@ type Session struct {
 	facts    *agentpb.Session
 	envelope *agentpb.Envelope
 	message  *agentpb.Message
-	header   []*agentpb.HeaderField
+	header   []*agentpb.HeaderField // as the edits of earlier events left it
 	body     []byte
+	original []*agentpb.HeaderField // as it was received
 	messages int
+}
+
+// fields that a subscription is shown: as earlier events left them, or as they were received.
+func (s *Session) fields(v agentpb.View) []*agentpb.HeaderField {
+	if v == agentpb.View_VIEW_ORIGINAL {
+		return s.original
+	}
+	return s.header
 }
 
 // From begins a session of a client at an IP address. No event is raised yet.
@@ -45,7 +57,7 @@ func (a *Agent) From(ip string) *Session {
 func (s *Session) begin() {
 	s.messages++
 	s.envelope = &agentpb.Envelope{Id: fmt.Sprintf("%s.%d", s.facts.GetId(), s.messages)}
-	s.message, s.header, s.body = nil, nil, nil
+	s.message, s.header, s.body, s.original = nil, nil, nil, nil
 	for _, w := range []*world{s.agent.pair, s.agent.single} {
 		w.stampsOf(s).endMail()
 	}
@@ -208,17 +220,25 @@ func (s *Session) Data(message string) *Outcome {
 	if out.refused() {
 		return out
 	}
-	s.apply(out.answer)
-	last := s.raise(s.event(sdk.OnEndOfData))
-	return last.after(out)
+	if out.header != nil {
+		s.header = renumbered(out.header)
+	}
+	e = s.event(sdk.OnEndOfData)
+	e.Envelope = proto.CloneOf(s.envelope)
+	e.Envelope.Recipients = slices.DeleteFunc(e.Envelope.Recipients, out.settled)
+	if len(s.envelope.Recipients) > 0 && len(e.Envelope.Recipients) == 0 {
+		return out // nobody is left to ask about
+	}
+	return s.raise(e).after(out)
 }
 
-// apply the header edits of an answer, so that later events see them.
-func (s *Session) apply(a *agentpb.Answer) {
-	header, body, err := edited(s.header, s.body, a.GetEdits())
-	if err == nil {
-		s.header, s.body = header, body
+// renumbered fields, as the next event shows them.
+func renumbered(fields []*agentpb.HeaderField) []*agentpb.HeaderField {
+	out := make([]*agentpb.HeaderField, len(fields))
+	for i, f := range fields {
+		out[i] = &agentpb.HeaderField{Name: f.GetName(), Value: f.GetValue(), Index: uint32(i)}
 	}
+	return out
 }
 
 // Submitted raises OnSubmitted for the message of Data, as the first event right of its acceptance.
@@ -258,6 +278,7 @@ func (s *Session) store(message string) {
 	message = strings.ReplaceAll(strings.ReplaceAll(message, "\r\n", "\n"), "\n", "\r\n")
 	block, body, _ := strings.Cut(message, "\r\n\r\n")
 	s.header, s.body = parseHeader(block), []byte(body)
+	s.original = s.header
 	s.message = &agentpb.Message{
 		HeaderBytes: uint64(len(block) + 4), BodyBytes: uint64(len(body)),
 		HeaderFrom: firstAddress(s.header), MessageId: first(s.header, "Message-ID"), Subject: first(s.header, "Subject"),

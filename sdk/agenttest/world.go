@@ -124,7 +124,7 @@ func (w *world) stampsOf(s *Session) *stamps {
 func (w *world) complete(s *Session, sub *agentpb.Subscription, event *agentpb.Event) *agentpb.Event {
 	e := proto.CloneOf(event)
 	e.Attempt, e.TimeoutMicros = 1, uint64(answerTimeout.Microseconds())
-	e.Headers = wantedFields(sub.GetHeaders(), s.header)
+	e.Headers = wantedFields(sub.GetHeaders(), s.fields(sub.GetView()))
 	if len(s.header) == 0 {
 		e.Headers = nil
 	}
