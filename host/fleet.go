@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -92,6 +93,7 @@ func (f *fleet) options(spec config.Agent, facts *agentpb.HostFacts) agent.Optio
 		StateDir: f.host.data(filepath.Join("agents", spec.Name)),
 		Logger:   f.host.Logger.Named("agent"),
 		OnChange: func() { f.changed(spec.Name) },
+		Sums:     f.host.Programs.Sums(),
 	}
 }
 
@@ -204,7 +206,7 @@ func (f *fleet) degraded() (out []string) {
 		}
 		status := one.Process.Status()
 		if !one.Process.Ready() {
-			out = append(out, fmt.Sprintf("agent %s is not running since %s", one.Spec.Name, downSince(status).Format(time.RFC3339)))
+			out = append(out, strings.TrimSuffix(fmt.Sprintf("agent %s is not running since %s: %s", one.Spec.Name, downSince(status).Format(time.RFC3339), lastExit(status)), ": "))
 			continue
 		}
 		for _, d := range status.Degraded {
@@ -212,6 +214,16 @@ func (f *fleet) degraded() (out []string) {
 		}
 	}
 	return out
+}
+
+// lastExit is why the first of an agent's processes that has ended did so.
+func lastExit(s agent.Status) string {
+	for _, i := range s.Instances {
+		if i.LastExit != "" {
+			return i.LastExit
+		}
+	}
+	return ""
 }
 
 func downSince(s agent.Status) (since time.Time) {

@@ -36,8 +36,8 @@ type Options struct {
 	Sockets *handover.Listeners // where listening sockets come from
 	Heir    *handover.Heir      // of the host that this one replaces; nil: it is the first
 
-	Load     Loader   // reads the configuration again, for reloads and orders; nil: neither is possible
-	Versions Versions // finds installed versions of agents; nil: there is no catalog
+	Load     Loader    // reads the configuration again, for reloads and orders; nil: neither is possible
+	Programs *Programs // digests of programs, shared with Load; nil: they are not remembered
 }
 
 // Host is a running host with all its parts.

@@ -9,19 +9,13 @@ import (
 	"time"
 
 	"github.com/posternmail/postern/host/internal/admin"
+	"github.com/posternmail/postern/host/internal/catalog"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/queue"
 )
 
 // This file does what an operator orders of one agent, by command. It is remembered as an override until the
 // configuration says the same, or until it is taken back.
-
-// Versions finds the program of a version of an agent that was installed.
-type Versions interface {
-	// Resolve finds the newest installed version of a plugin that meets a constraint such as "1.2.3" or "~> 1.2", and
-	// answers with its command and version. The error says what is installed.
-	Resolve(plugin, constraint string) (command []string, version string, err error)
-}
 
 // Loader reads the configuration, with the agents checking their own blocks.
 type Loader func(ctx context.Context, o config.Options) (*config.Config, *config.Diagnostics, error)
@@ -180,19 +174,8 @@ func (f *fleet) upgrade(ctx context.Context, m *member, o admin.Order) (admin.Or
 	}
 	next := f.records.of(name).Override.clone()
 	next.Order, next.Since, next.Config, next.Named = admin.OrderUpgrade, time.Now(), nil, nil
-	var err error
-	switch {
-	case o.Version != "" && f.host.Versions == nil:
-		return admin.Ordered{}, admin.Refuse("Name the program with --command.", "this host has no catalog of versions")
-	case o.Version != "":
-		if next.Command, next.Version, err = f.host.Versions.Resolve(m.spec.Plugin, o.Version); err != nil {
-			return admin.Ordered{}, admin.Refuse("", "%v", err)
-		}
-	case len(o.Command) > 0:
-		next.Command, next.Version = o.Command, ""
-	}
-	if programSum(next.commandOr(m.spec.Command)) == "" {
-		return admin.Ordered{}, admin.Refuse("", "%s cannot be read", next.commandOr(m.spec.Command)[0])
+	if err := f.choose(m, next, o); err != nil {
+		return admin.Ordered{}, err
 	}
 	if m.line == nil {
 		return admin.Ordered{}, admin.Refuse("Enable it first: postern agent enable "+name, "agent %s is disabled", name)
@@ -205,6 +188,32 @@ func (f *fleet) upgrade(ctx context.Context, m *member, o admin.Order) (admin.Or
 		return admin.Ordered{}, err
 	}
 	return f.done(name, steps, next)
+}
+
+// choose fills in the program of an upgrade: the one that was named, the newest of the versions that the configuration
+// allows, or what is now where the running one was started from.
+func (f *fleet) choose(m *member, next *override, o admin.Order) error {
+	constraint := o.Version
+	if constraint == "" && len(o.Command) == 0 && (len(next.Command) == 0 || catalog.Satisfies(next.Version, m.spec.Version)) {
+		constraint = m.spec.Version
+	}
+	switch {
+	case constraint != "":
+		e, err := catalog.In(f.host.Config.Host.DataDir).Resolve(m.spec.Plugin, constraint, "")
+		if err != nil {
+			return admin.Refuse("Install one with postern agent install PATH, or name a program with --command.", "%v", err)
+		}
+		next.Command, next.Version = e.Command(), e.Version
+	case len(o.Command) > 0:
+		next.Command, next.Version = o.Command, ""
+	}
+	spec := m.spec
+	spec.Command, spec.SHA256, spec.Bundled = next.commandOr(m.spec.Command), nil, false
+	if err := f.host.Programs.take(f.host.Config.Host, &spec); err != nil {
+		return admin.Refuse("", "%v", err)
+	}
+	next.SHA256 = spec.SHA256
+	return nil
 }
 
 // clone is a copy to be changed.
@@ -243,6 +252,7 @@ func (f *fleet) rollback(ctx context.Context, m *member) (admin.Ordered, error) 
 	next := record.Override.clone()
 	next.Order, next.Since = admin.OrderRollback, time.Now()
 	next.Command, next.Version, next.Config, next.Named = before.Command, before.Version, before.Config, before.Named
+	next.SHA256 = before.Files
 	steps, err := f.ordered(ctx, m, next, true)
 	if err != nil {
 		return admin.Ordered{}, err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/posternmail/postern/host/internal/catalog"
 	"github.com/posternmail/postern/host/internal/config"
 )
 
@@ -27,12 +29,13 @@ const recordsFile = "agents.json"
 
 // generation is what it takes to run a generation of an agent again.
 type generation struct {
-	Version string          `json:"version"`
-	Command []string        `json:"command"`
-	Config  json.RawMessage `json:"config,omitempty"`
-	Named   []string        `json:"named,omitempty"`  // files in Config, for the sandbox
-	SHA256  string          `json:"sha256,omitempty"` // of the program
-	Since   time.Time       `json:"since"`
+	Version string            `json:"version"`
+	Command []string          `json:"command"`
+	Config  json.RawMessage   `json:"config,omitempty"`
+	Named   []string          `json:"named,omitempty"`  // files in Config, for the sandbox
+	SHA256  string            `json:"sha256,omitempty"` // of the program
+	Files   map[string]string `json:"files,omitempty"`  // SHA-256 of all that Command runs, by path
+	Since   time.Time         `json:"since"`
 }
 
 // same reports whether two generations are the same program under the same configuration.
@@ -51,15 +54,16 @@ func compact(raw json.RawMessage) []byte {
 
 // override is what was ordered instead of what the configuration says.
 type override struct {
-	Order   string          `json:"order"` // "upgrade", "rollback", "enable", "disable"
-	Enabled *bool           `json:"enabled,omitempty"`
-	Version string          `json:"version,omitempty"` // as it was asked for or found
-	Command []string        `json:"command,omitempty"`
-	Config  json.RawMessage `json:"config,omitempty"`  // of a rollback
-	Named   []string        `json:"named,omitempty"`   // files in Config
-	Instead *generation     `json:"instead,omitempty"` // only while the configuration asks for this one
-	Why     string          `json:"why,omitempty"`     // that one was taken back
-	Since   time.Time       `json:"since"`
+	Order   string            `json:"order"` // "upgrade", "rollback", "enable", "disable"
+	Enabled *bool             `json:"enabled,omitempty"`
+	Version string            `json:"version,omitempty"` // as it was asked for or found
+	Command []string          `json:"command,omitempty"`
+	SHA256  map[string]string `json:"sha256,omitempty"`  // of the files that run, by path
+	Config  json.RawMessage   `json:"config,omitempty"`  // of a rollback
+	Named   []string          `json:"named,omitempty"`   // files in Config
+	Instead *generation       `json:"instead,omitempty"` // only while the configuration asks for this one
+	Why     string            `json:"why,omitempty"`     // that one was taken back
+	Since   time.Time         `json:"since"`
 }
 
 // agentRecord is what is kept of one agent.
@@ -180,8 +184,13 @@ func (o *override) apply(a *config.Agent) {
 		drift = append(drift, map[bool]string{true: "enabled", false: "disabled"}[a.Enabled])
 	}
 	if len(o.Command) > 0 && !slices.Equal(o.Command, a.Command) && a.Attach == "" {
-		drift = append(drift, strings.TrimSpace("runs "+strings.Join(o.Command, " ")+" "+inParens(o.Version)))
-		a.Command = slices.Clone(o.Command)
+		if a.Version == "" || !catalog.Satisfies(o.Version, a.Version) { // else it is what the block allows
+			drift = append(drift, strings.TrimSpace("runs "+strings.Join(o.Command, " ")+" "+inParens(o.Version)))
+		}
+		a.Command, a.Bundled = slices.Clone(o.Command), false
+	}
+	if o.SHA256 != nil && a.Attach == "" && (len(o.Command) == 0 || slices.Equal(o.Command, a.Command)) {
+		a.SHA256 = maps.Clone(o.SHA256)
 	}
 	if o.Config != nil && a.Enabled {
 		a.Config, a.Sandbox.Named = slices.Clone(o.Config), slices.Clone(o.Named)
@@ -229,7 +238,15 @@ func (r agentRecord) apply(a *config.Agent) {
 
 // generationOf is an agent as it is configured.
 func generationOf(a *config.Agent, version string) *generation {
-	return &generation{Version: version, Command: a.Command, Config: a.Config, Named: a.Sandbox.Named, SHA256: programSum(a.Command), Since: time.Now()}
+	return &generation{Version: version, Command: a.Command, Config: a.Config, Named: a.Sandbox.Named, SHA256: sumOf(a), Files: a.SHA256, Since: time.Now()}
+}
+
+// sumOf is the SHA-256 of the program that an agent was started with, or of what is there where that is not known.
+func sumOf(a *config.Agent) string {
+	if len(a.Command) > 0 && a.SHA256[a.Command[0]] != "" {
+		return a.SHA256[a.Command[0]]
+	}
+	return programSum(a.Command)
 }
 
 // programSum is the SHA-256 of the program that a command runs, "" when it cannot be read.

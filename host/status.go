@@ -11,7 +11,7 @@ import (
 
 // adminDeps shows the parts of the host to the control socket.
 func (h *Host) adminDeps() admin.Deps {
-	agents, q := admin.Agents(h.agents.list), h.queue.Load()
+	agents, q := admin.Agents(h.agents.listed), h.queue.Load()
 	h.metrics.SetSource(admin.MetricsSource{
 		Version: h.Version, Queue: q, Agents: agents.List, Dropped: h.ledger.Dropped, Listens: h.listeners,
 	})

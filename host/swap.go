@@ -138,6 +138,7 @@ func processPart(a *config.Agent) config.Agent {
 	p := *a
 	p.Enabled, p.Priority, p.When, p.Timeout, p.OnFailure, p.Grants = false, 0, config.When{}, config.Timeouts{}, nil, nil
 	p.Config, p.ConfigBody, p.Range, p.Drift, p.Sensitive, p.Trial = nil, nil, hcl.Range{}, "", nil, nil
+	p.Version, p.Bundled = "", false
 	return p
 }
 
@@ -366,6 +367,7 @@ func (f *fleet) commit(steps []*step, facts *agentpb.HostFacts) {
 			f.host.wake(s.name) // what waited goes to the new generation, or on without a removed agent
 		}
 	}
+	f.lock()
 }
 
 // succeed is what follows the member of a step; nil: it is not configured any more.
@@ -528,7 +530,7 @@ func (f *fleet) orLastGood(ctx context.Context, s *step) error {
 		return nil
 	}
 	spec := s.spec
-	spec.Command, spec.Config, spec.Sandbox.Named = good.Command, good.Config, good.Named
+	spec.Command, spec.Config, spec.Sandbox.Named, spec.SHA256 = good.Command, good.Config, good.Named, good.Files
 	a, err := agent.Launch(ctx, f.options(spec, s.facts))
 	if err != nil {
 		return fmt.Errorf("nor does its last good generation, %s, start: %w", good.Version, err)

@@ -362,7 +362,7 @@ func (f *fleet) rememberTrial(m *member, spec config.Agent, order *trialOrder) e
 		if order.Override == nil {
 			r.Override = &override{
 				Order: order.Trial.Kind, Since: order.Since, Version: m.agent.Manifest().GetVersion(),
-				Command: m.spec.Command, Config: m.spec.Config, Named: m.spec.Sandbox.Named, Instead: generationOf(&spec, ""),
+				Command: m.spec.Command, SHA256: m.spec.SHA256, Config: m.spec.Config, Named: m.spec.Sandbox.Named, Instead: generationOf(&spec, ""),
 			}
 		}
 	})

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,14 +16,23 @@ import (
 func agentCommand(a *app) *command {
 	return &command{name: "agent", short: "Look at the agents, replace one, make a new one.", subs: slices.Concat(
 		[]*command{agentListCommand(a), agentShowCommand(a), agentRestartCommand(a)}, agentOrderCommands(a),
+		[]*command{agentInstallCommand(a), agentPruneCommand(a), agentLockCommand(a)},
 		[]*command{agentNewCommand(a), agentRunCommand(a)},
 	)}
 }
 
 func agentListCommand(a *app) *command {
+	var catalog bool
 	return &command{
 		name: "list", short: "List the configured agents in the order of priority.", json: true, host: true,
+		long: "AVAILABLE are other installed versions; in brackets those that the agent's version constraint does not admit.",
+		flags: func(f *flag.FlagSet) {
+			f.BoolVar(&catalog, "installed", false, "list the installed versions instead; the host need not run")
+		},
 		run: func(ctx context.Context, _ []string) error {
+			if catalog {
+				return a.listInstalled()
+			}
 			var agents []admin.Agent
 			if err := a.get(ctx, "/v1/agents", nil, &agents); err != nil {
 				return err
@@ -30,16 +40,31 @@ func agentListCommand(a *app) *command {
 			if a.json {
 				return a.printJSON(agents)
 			}
-			t := columns("PRIORITY>", "AGENT", "VERSION", "CATEGORY", "STATE", "UP", "IN FLIGHT>", "RESTARTS>", "CALLS>", "P99>")
+			t := columns("PRIORITY>", "AGENT", "VERSION", "PROTOCOL>", "AVAILABLE", "CATEGORY", "STATE", "UP", "IN FLIGHT>", "RESTARTS>", "CALLS>", "P99>")
 			for i := range agents {
 				row := a.agentRow(&agents[i])
-				t.row(append([]string{fmt.Sprint(agents[i].Priority), row[0], row[1], orDash(agents[i].Category)}, row[2:]...)...)
+				t.row(append([]string{fmt.Sprint(agents[i].Priority), row[0], row[1], number(agents[i].Protocol), orDash(available(&agents[i])), orDash(agents[i].Category)}, row[2:]...)...)
 			}
 			a.list(t, "no agents are configured")
 			a.printDrift(agents)
 			return nil
 		},
 	}
+}
+
+// available are the installed versions that an agent does not run.
+func available(one *admin.Agent) string {
+	var list []string
+	for _, v := range one.Installed {
+		switch {
+		case v.Runs:
+		case one.Constraint != "" && !v.Allowed:
+			list = append(list, inBrackets(v.Version))
+		default:
+			list = append(list, v.Version)
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // printDrift says what was ordered and is not in the configuration, and what is being tried.
@@ -77,10 +102,15 @@ func (a *app) printAgent(one *admin.Agent) {
 	facts.row("agent", one.Name)
 	facts.row("state", one.State)
 	facts.row("version", strings.TrimSpace(orDash(one.Version)+" "+inBrackets(one.SDK)))
+	facts.row("protocol", number(one.Protocol))
+	facts.row("available", orDash(available(one)))
 	facts.row("does", orDash(one.Summary))
 	facts.row("category", orDash(one.Category))
 	facts.row("priority", fmt.Sprint(one.Priority))
-	facts.row("command", orDash(strings.Join(one.Command, " ")))
+	facts.row("command", strings.TrimSpace(orDash(strings.Join(one.Command, " "))+" "+inBrackets(one.Source)))
+	for _, path := range slices.Sorted(maps.Keys(one.SHA256)) {
+		facts.row("SHA-256", one.SHA256[path]+" "+path)
+	}
 	if one.Drift != "" {
 		facts.row("drift", one.Drift)
 	}

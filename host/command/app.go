@@ -12,6 +12,7 @@ import (
 
 	"github.com/agext/levenshtein"
 
+	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/admin"
 )
 
@@ -33,11 +34,12 @@ type app struct {
 	now      func() time.Time
 	version  string
 
-	config  string // --config
-	socket  string // --socket
-	json    bool   // --json
-	dir     string // data directory, once it was looked for
-	running *admin.Client
+	config   string // --config
+	socket   string // --socket
+	json     bool   // --json
+	dir      string // data directory, once it was looked for
+	programs host.Programs
+	running  *admin.Client
 }
 
 // command is a node of the tree: it has either run or subs.

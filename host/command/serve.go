@@ -49,7 +49,7 @@ func (a *app) loadAndServe(ctx context.Context, o host.Options) error {
 		}
 		return err
 	}
-	o.Config, o.Path, o.Version, o.Load = c, a.config, a.version, a.load
+	o.Config, o.Path, o.Version, o.Load, o.Programs = c, a.config, a.version, a.load, &a.programs
 	return a.serve(ctx, o)
 }
 

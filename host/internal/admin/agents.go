@@ -29,6 +29,9 @@ type Running struct {
 	Process Process // nil: disabled, or it could not be started
 
 	Candidate string // "canary 1.1.0, 10 % of the sessions"; "": none
+
+	Source    string      // of its program: "catalog", "bundled", "command" or "attach"
+	Installed []Installed // versions of its plugin
 }
 
 // Agents makes an AgentControl of what list answers at the moment.
@@ -65,7 +68,8 @@ func describe(r Running) Agent {
 	a := Agent{
 		Name: r.Spec.Name, Plugin: r.Spec.Plugin, Priority: r.Spec.Priority, Enabled: r.Spec.Enabled,
 		Command: r.Spec.Command, State: "disabled", Instances: []Instance{}, Events: []Event{},
-		Drift: r.Spec.Drift, Candidate: r.Candidate,
+		Drift: r.Spec.Drift, Candidate: r.Candidate, Source: r.Source, Constraint: r.Spec.Version, SHA256: r.Spec.SHA256,
+		Installed: r.Installed,
 	}
 	if r.Spec.Attach != "" {
 		a.Command = []string{"attach", r.Spec.Attach}
@@ -94,7 +98,7 @@ func fillManifest(a *Agent, m *agentpb.DescribeResponse) {
 }
 
 func fillStatus(a *Agent, s agent.Status) {
-	a.Version = s.Version
+	a.Version, a.Protocol = s.Version, s.Protocol
 	a.Dead = s.DeadLetters.Late + s.DeadLetters.Second + s.DeadLetters.Tickets
 	for _, reason := range slices.Sorted(maps.Keys(s.Breaches)) {
 		a.Breaches += s.Breaches[reason]

@@ -70,30 +70,44 @@ type Hop struct {
 
 // Agent that is configured.
 type Agent struct {
-	Name      string            `json:"name"`
-	Plugin    string            `json:"plugin"`
-	Version   string            `json:"version,omitempty"`
-	Category  string            `json:"category,omitempty"`
-	Summary   string            `json:"summary,omitempty"`
-	SDK       string            `json:"sdk,omitempty"`
-	Priority  int               `json:"priority"`
-	Enabled   bool              `json:"enabled"`
-	Ready     bool              `json:"ready"`
-	State     string            `json:"state"` // the best of its instances, or "disabled"
-	Command   []string          `json:"command,omitempty"`
-	Instances []Instance        `json:"instances"`
-	Events    []Event           `json:"events"`
-	Restarts  int               `json:"restarts"`
-	Dead      uint64            `json:"dead_letters"` // answers that came late or twice
-	Breaches  uint64            `json:"breaches"`     // answers against the protocol
-	Faults    []string          `json:"breach_reasons,omitempty"`
-	Counters  map[string]uint64 `json:"counters,omitempty"`  // that the agent keeps itself
-	Drift     string            `json:"drift,omitempty"`     // how it differs from the configuration, by an order
-	Candidate string            `json:"candidate,omitempty"` // a generation that is being tried beside it
-	Failures  map[string]uint64 `json:"failures,omitempty"`  // events that it failed at, by what became of them: skipped, defer...
-	Breakers  []Breaker         `json:"breakers,omitempty"`  // that are open
-	Queued    int               `json:"queued,omitempty"`    // events that wait for a place
-	Leaked    int               `json:"leaked,omitempty"`    // places that nobody gives back: a mistake in the host
+	Name       string            `json:"name"`
+	Plugin     string            `json:"plugin"`
+	Version    string            `json:"version,omitempty"`
+	Category   string            `json:"category,omitempty"`
+	Summary    string            `json:"summary,omitempty"`
+	SDK        string            `json:"sdk,omitempty"`
+	Priority   int               `json:"priority"`
+	Enabled    bool              `json:"enabled"`
+	Ready      bool              `json:"ready"`
+	State      string            `json:"state"` // the best of its instances, or "disabled"
+	Command    []string          `json:"command,omitempty"`
+	Instances  []Instance        `json:"instances"`
+	Events     []Event           `json:"events"`
+	Restarts   int               `json:"restarts"`
+	Dead       uint64            `json:"dead_letters"` // answers that came late or twice
+	Breaches   uint64            `json:"breaches"`     // answers against the protocol
+	Faults     []string          `json:"breach_reasons,omitempty"`
+	Counters   map[string]uint64 `json:"counters,omitempty"`   // that the agent keeps itself
+	Drift      string            `json:"drift,omitempty"`      // how it differs from the configuration, by an order
+	Candidate  string            `json:"candidate,omitempty"`  // a generation that is being tried beside it
+	Protocol   int               `json:"protocol,omitempty"`   // that it speaks
+	Source     string            `json:"source,omitempty"`     // of its program: "catalog", "bundled", "command" or "attach"
+	Constraint string            `json:"constraint,omitempty"` // on its version, in the configuration
+	SHA256     map[string]string `json:"sha256,omitempty"`     // of the files that it must consist of, by path
+	Installed  []Installed       `json:"installed,omitempty"`  // versions of its plugin in the catalog, newest first
+	Failures   map[string]uint64 `json:"failures,omitempty"`   // events that it failed at, by what became of them: skipped, defer...
+	Breakers   []Breaker         `json:"breakers,omitempty"`   // that are open
+	Queued     int               `json:"queued,omitempty"`     // events that wait for a place
+	Leaked     int               `json:"leaked,omitempty"`     // places that nobody gives back: a mistake in the host
+}
+
+// Installed is a version in the catalog.
+type Installed struct {
+	Version  string `json:"version"`
+	Protocol int    `json:"protocol"`
+	SHA256   string `json:"sha256"`
+	Runs     bool   `json:"runs"`    // as the agent that it is listed with
+	Allowed  bool   `json:"allowed"` // the agent's constraint admits it
 }
 
 // Breaker of one kind of event that the agent failed at again and again: such events are kept from it.

@@ -34,6 +34,11 @@ func RunCommand(ctx context.Context, o Options, args []string, stdin io.Reader, 
 	runtime.LockOSThread() // Pdeathsig comes when this thread ends
 	defer runtime.UnlockOSThread()
 	policy := policyOf(o, "")
+	sealed, err := sealedFiles(o)
+	if err != nil {
+		return 0, fmt.Errorf("agent %s: %w", o.Spec.Name, err)
+	}
+	policy.Sealed = sealed
 	policy.Read = append(policy.Read, existing(args)...) // who types a path wants it read
 	cmd.Env = policy.Environment(cmd.Env)
 	warnings, err := sandbox.Start(cmd, policy)

@@ -74,7 +74,7 @@ func (a *Agent) Status() Status {
 	defer a.mu.Unlock()
 	spec := &a.o.Spec
 	status := Status{
-		Name: spec.Name, Version: manifest.GetVersion(), SDK: manifest.GetSdk(), Priority: spec.Priority,
+		Name: spec.Name, Version: manifest.GetVersion(), SDK: manifest.GetSdk(), Protocol: a.protocol(), Priority: spec.Priority,
 		Command: spec.Command, Attach: spec.Attach,
 		InFlight: a.inFlight, Queued: len(a.queue), Suspects: len(a.suspects),
 		Answered: a.counts.answers, Failures: maps.Clone(a.counts.failures), Breaches: maps.Clone(a.counts.breaches),

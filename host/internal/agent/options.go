@@ -7,6 +7,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/posternmail/postern/host/internal/catalog"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -24,6 +25,8 @@ type Options struct {
 	StateDir string
 	// Beside says that the process is one beside those of the host, which says itself what its sandboxes lack.
 	Beside bool
+	// Sums remembers the digests of programs. nil: they are read at each start.
+	Sums *catalog.Sums
 	// Logger gets the lines of the agent and what the host has to say about it. nil: nothing is logged.
 	Logger hclog.Logger
 	// OnChange, if set, is called in a goroutine of its own after an instance came up, went down or failed.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/posternmail/postern/host/internal/catalog"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
@@ -22,7 +24,7 @@ const dnsPort = 53
 func policyOf(o Options, temp string) sandbox.Policy {
 	s := o.Spec.Sandbox
 	p := sandbox.Policy{
-		Program: programs(o.Spec.Command), State: o.StateDir, Temp: temp,
+		Program: append(programs(o.Spec.Command), slices.Sorted(maps.Keys(o.Spec.SHA256))...), State: o.StateDir, Temp: temp,
 		Read: slices.Concat(s.Read, s.Named), Write: s.Write,
 		Connect: slices.Clone(s.Connect), Listen: s.Listen, Sockets: s.Sockets,
 		Datagrams: s.DNS, Processes: s.Processes, Memory: s.Memory, Files: s.Files, FileSize: s.Disk, Nice: s.Nice,
@@ -33,6 +35,11 @@ func policyOf(o Options, temp string) sandbox.Policy {
 	}
 	if o.StateDir != "" {
 		p.Ways = append(p.Ways, filepath.Dir(filepath.Dir(o.StateDir)), filepath.Dir(o.StateDir))
+	}
+	if content := catalog.ContentOf(o.Spec.Command); content != "" {
+		p.Read = append(p.Read, content)
+		entry := filepath.Dir(content)
+		p.Ways = append(p.Ways, filepath.Dir(filepath.Dir(entry)), filepath.Dir(entry), entry, content)
 	}
 	if s.DNS {
 		p.DatagramPorts = resolverPorts(o.Host.GetResolvers())
@@ -68,6 +75,17 @@ func resolverPorts(resolvers []string) []uint16 {
 	}
 	slices.Sort(ports)
 	return slices.Compact(ports)
+}
+
+// sealedFiles are those that an agent is made of, held against the digests that they must have.
+func sealedFiles(o Options) ([]sandbox.Sealed, error) {
+	sealed, err := o.Sums.Verify(o.Spec.SHA256)
+	var changed *catalog.Changed
+	if errors.As(err, &changed) {
+		return nil, fmt.Errorf("%w; to run it as it is now: postern agent upgrade %s, or postern agent lock %s where the host does not run; "+
+			"an installed version is mended by postern agent install", err, o.Spec.Name, o.Spec.Name)
+	}
+	return sealed, err
 }
 
 // makeState makes the state folder of an agent, if it has one.

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/posternmail/postern/host/internal/sandbox"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -65,7 +66,8 @@ type process struct {
 	number   int    // of its instance, from 1
 	label    string // "contentfilter/2 pid 4711"
 	token    string
-	dir      string // folder of its socket; "" when attached
+	dir      string           // folder of its socket; "" when attached
+	sealed   []sandbox.Sealed // what is started, as it was verified
 	logs     *logs
 	started  time.Time
 	runner   *agentRunner   // nil when attached
@@ -184,6 +186,9 @@ func (p *process) killedByHost() bool {
 
 // launch starts the process and shakes hands.
 func (p *process) launch(ctx context.Context) error {
+	if err := p.step(ctx, "verifying", p.verify); err != nil {
+		return err
+	}
 	if err := p.step(ctx, "preparing", p.prepare); err != nil {
 		return err
 	}
@@ -192,6 +197,12 @@ func (p *process) launch(ctx context.Context) error {
 	}
 	p.label += " pid " + p.runner.ID()
 	return nil
+}
+
+// verify holds the program against what was installed or locked.
+func (p *process) verify(context.Context) (err error) {
+	p.sealed, err = sealedFiles(p.o)
+	return err
 }
 
 // prepare makes the token and the folders.
@@ -206,6 +217,7 @@ func (p *process) prepare(context.Context) error {
 		return err
 	}
 	p.runner.dir, p.runner.policy, p.runner.beside = p.dir, policyOf(p.o, p.dir), p.o.Beside
+	p.runner.policy.Sealed = p.sealed
 	return nil
 }
 
@@ -275,6 +287,9 @@ func (p *process) newRunner(_ hclog.Logger, spec *exec.Cmd, _ string) (goplugin.
 // connect asks go-plugin for the connection.
 func (p *process) connect() error {
 	protocol, err := p.client.Client()
+	if spoken := p.runner.protocol.Load(); err != nil && spoken != 0 && spoken != protocolVersion {
+		return fmt.Errorf("it speaks agent protocol %d, and this host speaks %d: use an agent built for this host", spoken, protocolVersion)
+	}
 	if err != nil {
 		return err
 	}
@@ -285,6 +300,14 @@ func (p *process) connect() error {
 	p.conn = conn.(*grpc.ClientConn)
 	p.rpc = agentpb.NewAgentServiceClient(p.conn)
 	return nil
+}
+
+// protocol that the process speaks, 0 when attached.
+func (p *process) protocol() int {
+	if p.runner == nil {
+		return 0
+	}
+	return int(p.runner.protocol.Load())
 }
 
 // dispenser is the plugin as go-plugin sees it: what it dispenses is the connection itself.

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -42,6 +43,8 @@ type agentRunner struct {
 	stdout    *io.PipeWriter
 	stderr    *io.PipeReader // to go-plugin: empty, ends with the process
 	ended     *io.PipeWriter
+
+	protocol atomic.Int64 // of the handshake, 0 before it
 
 	mu       sync.Mutex
 	child    *child
@@ -133,6 +136,7 @@ func (r *agentRunner) readStdout(f *os.File) {
 			r.logs.write(entry{level: hclog.Debug, message: text, text: "stdout: " + text})
 		case foreign < maxForeignLines && handshakeLine.MatchString(strings.TrimSpace(text)):
 			shaken = true
+			r.protocol.Store(protocolOf(text))
 			_, _ = fmt.Fprintln(r.stdout, text)
 		default:
 			foreign++
@@ -140,6 +144,12 @@ func (r *agentRunner) readStdout(f *os.File) {
 		}
 	})
 	_ = r.stdout.Close()
+}
+
+// protocolOf is the protocol in a handshake line, the second of its fields.
+func protocolOf(line string) int64 {
+	version, _ := strconv.ParseInt(strings.Split(line, "|")[1], 10, 32)
+	return version
 }
 
 // foreign handles a line before the handshake line.

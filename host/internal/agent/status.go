@@ -25,6 +25,7 @@ type Status struct {
 	Name        string
 	Version     string // of the newest running process
 	SDK         string
+	Protocol    int // of its handshake, 0 when attached
 	Priority    int
 	Command     []string
 	Attach      string

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -25,17 +26,17 @@ import (
 
 // Folders and files of a catalog.
 const (
-	catalogDir = "catalog" // in the data directory
-	lockName   = "lock"    // flock(2): who changes the catalog
-	newPrefix  = ".new-"   // of what is in the making
-	oldPrefix  = ".old-"   // of what is being removed
-	entryName  = "sha256-" // of an entry, before its digest
-	describes  = "about"   // in an entry: what it is
-	contentDir = "content" // in an entry: its files
-	folderMode = 0o755     // agents may have users of their own
-	plainMode  = 0o444     // of files, which are never changed
-	execMode   = 0o555     // of programs
-	aboutLimit = 16 << 20  // bytes of an entry's description
+	catalogDir = "catalog"    // in the data directory
+	lockName   = "lock"       // flock(2): who changes the catalog
+	newPrefix  = ".new-"      // of what is in the making
+	oldPrefix  = ".old-"      // of what is being removed
+	entryName  = "sha256-"    // of an entry, before its digest
+	describes  = "about.json" // in an entry: what it is
+	contentDir = "content"    // in an entry: its files
+	folderMode = 0o755        // agents may have users of their own
+	plainMode  = 0o444        // of files, which are never changed
+	execMode   = 0o555        // of programs
+	aboutLimit = 16 << 20     // bytes of an entry's description
 	lockPoll   = 50 * time.Millisecond
 )
 
@@ -199,6 +200,19 @@ func (c *Catalog) Of(program string) (*Entry, error) {
 		return nil, nil
 	}
 	return readEntry(filepath.Join(c.dir, name))
+}
+
+var contentPath = regexp.MustCompile(`^(/.*/` + catalogDir + `/(?:` + entryName + `[0-9a-f]{64}|\` + newPrefix + `[0-9]+)/` + contentDir + `)/`)
+
+// ContentOf is the folder of the files of the installed version that a command runs, by its path; "" of others.
+func ContentOf(command []string) string {
+	if len(command) == 0 {
+		return ""
+	}
+	if found := contentPath.FindStringSubmatch(command[0]); found != nil {
+		return found[1]
+	}
+	return ""
 }
 
 // ErrNone is the error of a constraint that no installed version satisfies.

@@ -116,7 +116,7 @@ func (l *loader) buildAgent(n *node) Agent {
 		Range:        n.at,
 	}
 	agent.Sandbox = l.buildSandbox(n)
-	agent.Command = l.buildCommand(n)
+	agent.Command = l.buildCommand(n, &agent)
 	agent.Env, agent.Sensitive = l.buildEnvironment(n)
 	if config := n.one("config"); config.present {
 		agent.ConfigBody = config.body
@@ -125,7 +125,19 @@ func (l *loader) buildAgent(n *node) Agent {
 	if l.opts.Override != nil {
 		l.opts.Override(l.config.Host, &agent)
 	}
+	l.seal(n, &agent)
 	return agent
+}
+
+// seal has the digests of an agent's files set. Those of a disabled one may be missing.
+func (l *loader) seal(n *node, agent *Agent) {
+	if l.opts.Seal == nil || len(agent.Command) == 0 || !agent.Enabled {
+		return
+	}
+	if err := l.opts.Seal(l.config.Host, agent); err != nil {
+		l.diags.errorf(n.at, "%s: %v", n.title(), err)
+		agent.Command = nil // it is not asked for its options
+	}
 }
 
 func (l *loader) checkAgentName(name string, at hcl.Range) {
@@ -277,21 +289,54 @@ func (l *loader) checkHold(n *node, group string) {
 }
 
 // buildCommand finds the program; nil when it cannot be run. The program of a disabled agent may be missing.
-func (l *loader) buildCommand(n *node) []string {
-	if n.set("attach") && n.set("command") {
-		l.diags.errorf(n.value("command").nameAt, "command beside attach at %s; give one of them", short(n.value("attach").nameAt))
-	}
+func (l *loader) buildCommand(n *node, agent *Agent) []string {
+	l.checkOneProgram(n)
 	if n.set("attach") && n.number("instances") > 1 {
 		l.diags.errorf(n.rangeOf("instances"), "an attached agent is one process")
 	}
 	words := n.strs("command")
 	switch {
-	case n.value("command").bad || n.value("attach").bad || n.value("plugin").bad, n.set("attach"):
+	case n.value("command").bad || n.value("attach").bad || n.value("plugin").bad || n.value("version").bad, n.set("attach"):
 		return nil
 	case len(words) > 0:
 		return l.givenCommand(n, words)
+	case n.set("version"):
+		agent.Version = n.str("version")
+		return l.installedCommand(n, agent)
 	}
+	agent.Bundled = true
 	return l.bundledCommand(n)
+}
+
+// checkOneProgram wants one answer to what is run.
+func (l *loader) checkOneProgram(n *node) {
+	var first string
+	for _, name := range []string{"attach", "command", "version"} {
+		switch {
+		case !n.set(name):
+		case first == "":
+			first = name
+		default:
+			l.diags.errorf(n.value(name).nameAt, "%s beside %s at %s; give one of them", name, first, short(n.value(first).nameAt))
+		}
+	}
+}
+
+// installedCommand is the program of an installed version. That of a disabled agent may be missing.
+func (l *loader) installedCommand(n *node, agent *Agent) []string {
+	if l.opts.Installed == nil {
+		return nil
+	}
+	command, err := l.opts.Installed(l.config.Host, *agent)
+	if err != nil && n.flag("enabled") {
+		l.diags.add(SeverityError, n.rangeOf("version"), err.Error(), "Versions are installed with postern agent install PATH; postern agent list --installed shows those there are.")
+	}
+	words := []any{}
+	for _, word := range command {
+		words = append(words, word)
+	}
+	n.derive("command", words, "the version")
+	return command
 }
 
 func (l *loader) givenCommand(n *node, words []string) []string {

@@ -407,13 +407,11 @@ func agentBlock() *blockType {
 	grants.oneOf = grantNames()
 	command := list("command", formatAny, "Program and arguments. A program with a slash is relative to the file; one without is looked up in PATH.")
 	command.filled = true
-	version := text("version", formatAny, "A version from the catalog.")
-	version.later = true
 	return &blockType{
 		name: "agent", labels: []string{"name"}, unique: true,
 		doc: "An agent: a process that judges or changes mail.",
 		options: []option{
-			text("plugin", formatAny, "Name of the bundled agent.").otherwise("the label"),
+			text("plugin", formatAny, "Name of the bundled or installed agent.").otherwise("the label"),
 			integer("priority", "", "0", "1000000", "The order of agents, lowest first. No two are equal.").mandatory(),
 			truth("enabled", "true", "Whether it runs."),
 			command.otherwise("the bundled program"),
@@ -424,7 +422,7 @@ func agentBlock() *blockType {
 			integer("max_in_flight", "256", "1", "100000", "Events at once, all instances together."),
 			duration("start_timeout", "10s", "100ms", "10m", "For a process to start and take its configuration."),
 			{name: "environment", typ: stringMap(), defaultIs: "nothing of the host's", doc: "Environment of the process."},
-			version,
+			text("version", formatAny, "Run an installed version (`postern agent install`) that satisfies this: `\"1.2.3\"`, `\"~> 1.2\"` (1.2 and later below 2.0), `\"~> 1.2.0\"` (below 1.3), `\">= 1.2, < 2.0\"`. A pre-release only where the constraint names one. Of several the one that runs stays until `postern agent upgrade`.").otherwise("none"),
 		},
 		blocks: []*blockType{
 			timeoutBlock(), onFailureBlock(), whenBlock(),

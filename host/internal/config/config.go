@@ -209,8 +209,11 @@ type Agent struct {
 	Plugin       string // default the label
 	Enabled      bool
 	Priority     int
-	Command      []string // absolute; default bin/agents/PLUGIN beside the host's binary
-	Attach       string   // "unix:/path" of an agent that runs already
+	Command      []string          // absolute; default bin/agents/PLUGIN beside the host's binary
+	Version      string            // constraint on the installed versions, "" where Command is none of them
+	Bundled      bool              // Command came with the host
+	SHA256       map[string]string // of the files that Command runs, by path: with other content they are not started. nil: whatever is there
+	Attach       string            // "unix:/path" of an agent that runs already
 	Env          map[string]string
 	Sensitive    map[string]bool // names in Env whose values are never shown
 	When         When

@@ -10,9 +10,11 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,7 +32,15 @@ func fakeOptions(t testing.TB) Options {
 			t.Fatal(err)
 		}
 	}
-	return Options{Describe: fakeDescribe, Validate: fakeValidate, AgentDir: dir, Env: fakeEnv}
+	return Options{Describe: fakeDescribe, Validate: fakeValidate, AgentDir: dir, Env: fakeEnv, Installed: fakeInstalled}
+}
+
+// fakeInstalled knows versions 1 of everything.
+func fakeInstalled(_ Host, a Agent) ([]string, error) {
+	if strings.Contains(a.Version, "7") {
+		return nil, fmt.Errorf("version %q of agent %q: no installed version satisfies it; installed: 1.2.0, 1.1.0", a.Version, a.Plugin)
+	}
+	return []string{"/catalog/" + a.Plugin}, nil
 }
 
 func fakeEnv(name string) (string, bool) {

@@ -32,6 +32,11 @@ type Options struct {
 	// Override changes an agent from what its block says to what was ordered otherwise. One whose Config it sets keeps
 	// that: its block is not decoded. nil: the blocks stand.
 	Override func(Host, *Agent)
+	// Installed finds the command of an installed version of an agent's plugin, for its version constraint, which is
+	// in the agent. nil: agents that want one have no command.
+	Installed func(Host, Agent) (command []string, err error)
+	// Seal sets the digests of an agent's files, after Override. nil: they are not set.
+	Seal func(Host, *Agent) error
 	// Only, if set, is the one agent whose config block is decoded.
 	Only string
 	// Sources are read in place of the files: those of a configuration that was loaded before.

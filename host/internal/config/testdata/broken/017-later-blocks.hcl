@@ -4,9 +4,5 @@ directory "corp" {
     url = "ldaps://dc.example.org"
   }
 }
-agent "fake" {
-  priority = 10
-  version  = "~> 1.2"
-}
 canary {
 }
