@@ -66,22 +66,15 @@ func Hire(ctx context.Context, o CrewOptions) (*Crew, error) {
 func (c *Crew) start(ctx context.Context, o CrewOptions, spec config.Agent) (*agent.Agent, error) {
 	state := filepath.Join(c.dir, "state", spec.Name)
 	from := o.State(spec.Name)
-	if err := copyState(state, from); err != nil {
+	copied, err := copyState(state, from, maxState)
+	if err != nil {
 		return nil, fmt.Errorf("agent %s: copying its state in %s: %w", spec.Name, from, err)
+	}
+	if !copied {
+		o.Logger.Warn("the agent starts without what it has kept, which is too much to copy for a dry run", "agent", spec.Name, "state", from)
 	}
 	spec.Instances = 1
 	return agent.Launch(ctx, agent.Options{Spec: spec, Host: o.Facts, RunDir: c.dir, StateDir: state, Beside: true, Logger: o.Logger.Named("agent")})
-}
-
-// copyState copies a state folder, which need not exist.
-func copyState(to, from string) error {
-	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-		return err
-	}
-	if _, err := os.Stat(from); errors.Is(err, os.ErrNotExist) {
-		return os.Mkdir(to, 0o700)
-	}
-	return os.CopyFS(to, os.DirFS(from))
 }
 
 // Subscribed is what each agent has declared, in the order of priority, for config.Review.
