@@ -49,6 +49,7 @@ const (
 // Reasons in the ledger.
 const (
 	reasonTrusted         = "Trusted"  // a user or server of our own
+	reasonNoSource        = "NoSource" // an own server names nobody outside that it has it from
 	reasonVerified        = "Verified" // with the results
 	reasonSPF             = "SPF"
 	reasonSenderID        = "SenderID"
@@ -103,6 +104,9 @@ func (a *Auth) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict {
 	if relayed {
 		c = a.source(e.Headers)
 		c.time = e.Time
+	}
+	if !c.ip.IsValid() { // from inside, or from nobody knows where: nothing can be held against it
+		return sdk.Continue().Because(reasonNoSource, "")
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.patience(ctx))
 	defer cancel()

@@ -159,7 +159,10 @@ func TestSourceBehindOwnServers(t *testing.T) {
 		WantContinue().WantStamp("auth.spf", "pass")
 	send(a, "10.0.0.1", "jane@x.example", "Received: from mx.x.example (mx.x.example [203.0.113.9]) by hub\r\n"+plain("jane@x.example")).
 		Want(550, "5.7.23").WantReason("SPF")
-	send(a, "10.0.0.1", "jane@x.example", plain("jane@x.example")).WantContinue().WantStamp("auth.spf", "none")
+	out := send(a, "10.0.0.1", "jane@x.example", plain("jane@x.example")).WantContinue().WantReason("NoSource")
+	if strings.Contains(out.Message(), resultsField) {
+		t.Errorf("judged without a source:\n%s", out.Message())
+	}
 }
 
 func TestConfigurationMistakes(t *testing.T) {
