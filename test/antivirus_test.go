@@ -14,13 +14,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/posternmail/postern/internal/corpora"
 	"github.com/posternmail/postern/test/rig"
 )
 
 // startClamd starts the real clamd with a database of three signatures, and answers with its socket.
 func startClamd(t *testing.T, socket string) {
 	t.Helper()
-	database := filepath.Join(rig.Corpora(t), "av-signatures")
+	database := corpora.Path(t, "av-signatures")
 	const program = "/usr/sbin/clamd"
 	if _, err := os.Stat(program); err != nil {
 		if os.Getenv("CI") == "true" {

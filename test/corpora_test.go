@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/posternmail/postern/internal/corpora"
 	"github.com/posternmail/postern/test/rig"
 )
 
@@ -45,9 +46,9 @@ send_connector "next" {
 // corpusMail lists every message of the mail and MIME corpora with CRLF line ends.
 func corpusMail(t *testing.T) map[string][]byte {
 	t.Helper()
-	corpora := rig.Corpora(t)
+	folder := corpora.Path(t)
 	dir := t.TempDir()
-	archives, err := filepath.Glob(filepath.Join(corpora, "m*", "handout.tar.xz"))
+	archives, err := filepath.Glob(filepath.Join(folder, "m*", "handout.tar.xz"))
 	if err != nil || len(archives) == 0 {
 		t.Fatalf("no archives in the corpora: %v", err)
 	}
@@ -61,7 +62,7 @@ func corpusMail(t *testing.T) map[string][]byte {
 		}
 	}
 	mails := map[string][]byte{}
-	for _, root := range []string{dir, corpora} {
+	for _, root := range []string{dir, folder} {
 		err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !isMail(root, path) {
 				return err
@@ -209,7 +210,7 @@ func mayRefuse(m []byte, reply string) bool {
 // TestSmugglingForms sends every end-of-data form of the smuggling corpora, followed by a second message. Each is
 // refused, or the next hop gets just what was sent, as one message.
 func TestSmugglingForms(t *testing.T) {
-	b, err := os.ReadFile(filepath.Join(rig.Corpora(t), "smtp-smuggling", "eod-sequences.json"))
+	b, err := os.ReadFile(corpora.Path(t, "smtp-smuggling", "eod-sequences.json"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,11 +3,11 @@ package main
 import (
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/posternmail/postern/internal/corpora"
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -321,13 +321,9 @@ func TestFormerSecret(t *testing.T) {
 
 // The pairs of another implementation.
 func TestVectors(t *testing.T) {
-	path := filepath.Join("..", "..", "..", "shared", "corpora", "srs-vectors", "vectors.json")
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(corpora.Path(t, "srs-vectors", "vectors.json"))
 	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skipf("the corpus of SRS pairs is not here: %v", err)
+		t.Fatal(err)
 	}
 	var vectors []struct {
 		Secret  string

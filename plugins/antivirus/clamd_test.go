@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/internal/corpora"
 	"github.com/posternmail/postern/sdk/agenttest"
 )
 
@@ -37,27 +38,10 @@ func shortDir(t testing.TB) string {
 	return dir
 }
 
-// corpora is the folder of test data that others wrote; it is not part of the repository.
-func corpora(t testing.TB, name string) string {
-	t.Helper()
-	dir, err := filepath.Abs("../../../shared/corpora/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(dir); err == nil {
-		return dir
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("the corpora are not at %s", dir)
-	}
-	t.Skipf("needs the test corpora beside the repository, at ../shared/corpora")
-	return ""
-}
-
 // startClamd starts the real clamd with the tiny database, on a Unix socket and on TCP.
 func startClamd(t testing.TB, more string) (socket, tcp string) {
 	t.Helper()
-	database := corpora(t, "av-signatures")
+	database := corpora.Path(t, "av-signatures")
 	if inChild() {
 		return "/unused", "127.0.0.1:1"
 	}
@@ -139,7 +123,7 @@ func send(a *agenttest.Agent, message string) *agenttest.Outcome {
 // TestRealClamd finds every file of ClamAV's test set, by each way to give it to clamd.
 func TestRealClamd(t *testing.T) {
 	socket, tcp := startClamd(t, "")
-	files, err := filepath.Glob(filepath.Join(corpora(t, "av-clamav-testfiles"), "files", "*"))
+	files, err := filepath.Glob(filepath.Join(corpora.Path(t, "av-clamav-testfiles"), "files", "*"))
 	if err != nil || len(files) != 44 {
 		t.Fatalf("%d test files: %v", len(files), err)
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/posternmail/postern/internal/corpora"
 	"github.com/posternmail/postern/sdk/agenttest"
 	"github.com/posternmail/postern/sdk/match"
 	"github.com/posternmail/postern/sdk/mime"
@@ -459,26 +460,9 @@ func TestConfiguration(t *testing.T) {
 
 func TestReadme(t *testing.T) { agenttest.CheckReadme(t, New, "README.md") }
 
-// corpus is a folder of samples. Without it the test is skipped, but not where CI=true.
-func corpus(t *testing.T, name string) string {
-	t.Helper()
-	dir, err := filepath.Abs(filepath.Join("..", "..", "..", "shared", "corpora", name))
-	if err == nil {
-		_, err = os.Stat(dir)
-	}
-	switch {
-	case err == nil:
-	case os.Getenv("CI") == "true":
-		t.Fatalf("the samples are not here: %v", err)
-	default:
-		t.Skipf("the samples %s are not here, so real files were not tried: %v", name, err)
-	}
-	return dir
-}
-
 // The containers that are looked into show the program in them, without the names.
 func TestSamplePrograms(t *testing.T) {
-	dir := filepath.Join(corpus(t, "av-clamav-testfiles"), "files")
+	dir := filepath.Join(corpora.Path(t, "av-clamav-testfiles"), "files")
 	for name, want := range map[string]string{
 		"clam.exe": "", "clam.zip": "/clam.exe", "clam.7z": "/clam.exe", "clam.tar.gz": "/x/clam.exe", "clam.exe.bz2": "/x",
 		"clam.bz2.zip": "/clam.exe", "clam.tnef": "/clam.exe", "clam-upx.exe": "",
@@ -495,7 +479,7 @@ func TestSamplePrograms(t *testing.T) {
 }
 
 func TestSampleKinds(t *testing.T) {
-	dir := filepath.Join(corpus(t, "attach-mimetype-samples"), "testdata")
+	dir := filepath.Join(corpora.Path(t, "attach-mimetype-samples"), "testdata")
 	for name, want := range map[string]string{
 		"msi.msi": "AttachmentContent x", "docx.docx": "", "xlsx.xlsx": "", "doc.doc": "", "xls.xls": "", "ppt.ppt": "", "pub.pub": "",
 		"msg.msg": "", "gif.gif": "", "utf8.txt": "", "tar.tar": "", "jar_in_zip.zip": "ArchiveBroken x", // the sample is cut off
@@ -515,7 +499,7 @@ func TestSampleKinds(t *testing.T) {
 func TestSampleMessages(t *testing.T) {
 	for _, name := range []string{"mime-mime4j", "mime-mimekit", "mime-ruby-mail", "mime-python-email"} {
 		n := 0
-		err := filepath.WalkDir(corpus(t, name), func(path string, d os.DirEntry, err error) error {
+		err := filepath.WalkDir(corpora.Path(t, name), func(path string, d os.DirEntry, err error) error {
 			info, infoErr := d.Info()
 			if err != nil || infoErr != nil || !info.Mode().IsRegular() || info.Size() > 1<<20 {
 				return err

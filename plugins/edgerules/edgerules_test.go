@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/posternmail/postern/internal/corpora"
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/agentpb"
 	"github.com/posternmail/postern/sdk/agenttest"
@@ -430,13 +431,7 @@ func FuzzContent(f *testing.F) {
 
 // Every message of the corpus of odd MIME is judged.
 func TestCorpus(t *testing.T) {
-	root := filepath.Join("..", "..", "..", "shared", "corpora", "mime-mime4j")
-	if _, err := os.Stat(root); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skipf("the corpus of MIME messages is not here: %v", err)
-	}
+	root := corpora.Path(t, "mime-mime4j")
 	seen := 0
 	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, ".msg") {

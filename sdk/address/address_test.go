@@ -5,10 +5,11 @@ import (
 	"encoding/xml"
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/posternmail/postern/internal/corpora"
 )
 
 func TestParse(t *testing.T) {
@@ -162,24 +163,13 @@ func FuzzParsePath(f *testing.F) {
 	})
 }
 
-// corpus finds a folder of test material beside the repository. Without it the test is skipped, saying so; where all
-// must run (CI=true) that is a failure.
 func corpus(t *testing.T, path string) []byte {
 	t.Helper()
-	dir, err := os.Getwd()
+	raw, err := os.ReadFile(corpora.Path(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
-		if raw, err := os.ReadFile(filepath.Join(dir, "shared", "corpora", path)); err == nil {
-			return raw
-		}
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("corpus %s is not there, and CI=true", path)
-	}
-	t.Skipf("corpus %s is not there: not tested", path)
-	return nil
+	return raw
 }
 
 func TestHarakaCorpus(t *testing.T) {

@@ -11,20 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/posternmail/postern/internal/corpora"
 )
-
-// corpora stand beside the repository; a run for a release must have them.
-const corpora = "../../../shared/corpora/auth-dkim"
-
-func needCorpus(t *testing.T, path string) {
-	t.Helper()
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("the corpus is not there: %v", err)
-		}
-		t.Skipf("the corpus is not there, so nothing is compared with it: %v", err)
-	}
-}
 
 func readMessage(t testing.TB, path string) *Message {
 	t.Helper()
@@ -97,8 +86,7 @@ func explained(list []disagreement, file string) bool {
 // TestMailDKIM compares with the verdicts of Mail::DKIM, once with the algorithms of its time, which shows that
 // the mathematics is right, and once as messages are judged.
 func TestMailDKIM(t *testing.T) {
-	folder := filepath.Join(corpora, "mail-dkim-perl")
-	needCorpus(t, folder)
+	folder := corpora.Path(t, "auth-dkim", "mail-dkim-perl")
 	t.Setenv("GODEBUG", "rsa1024min=0") // keys of the time
 	lookup := fakeDNS(t, filepath.Join(folder, "FAKE_DNS.dat"))
 	expected, err := os.ReadFile(filepath.Join(folder, "EXPECTED.tsv"))
@@ -137,8 +125,7 @@ func TestMailDKIM(t *testing.T) {
 
 // TestFlankerCanonicalization compares with the canonical forms in flanker's fixtures.
 func TestFlankerCanonicalization(t *testing.T) {
-	folder := filepath.Join(corpora, "flanker")
-	needCorpus(t, folder)
+	folder := corpora.Path(t, "auth-dkim", "flanker")
 	emails, err := filepath.Glob(filepath.Join(folder, "email.*"))
 	if err != nil || len(emails) == 0 {
 		t.Fatalf("no fixtures: %v", err)

@@ -279,25 +279,6 @@ func FreeAddr(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// Corpora is the folder of test mail that others wrote. It is not part of the repository: where it is absent
-// the test is skipped with these words, but never in CI.
-func Corpora(t testing.TB) string {
-	t.Helper()
-	root, err := Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(filepath.Dir(root), "shared", "corpora")
-	if _, err := os.Stat(dir); err == nil {
-		return dir
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("the corpora are not at %s", dir)
-	}
-	t.Skipf("needs the test corpora beside the repository, at ../shared/corpora")
-	return ""
-}
-
 func tail(s string, n int) string {
 	if len(s) > n {
 		return "..." + s[len(s)-n:]

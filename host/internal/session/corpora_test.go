@@ -8,33 +8,14 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-)
 
-// corpus finds a folder of test material beside the repository. Without it the test is skipped, saying so; where all
-// must run (CI=true) that is a failure.
-func corpus(t *testing.T, name string) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
-		path := filepath.Join(dir, "shared", "corpora", name)
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("corpus %s is not there, and CI=true", name)
-	}
-	t.Skipf("corpus %s is not there: not tested", name)
-	return ""
-}
+	"github.com/posternmail/postern/internal/corpora"
+)
 
 // Every look-alike of an end of data: either it is no end and the octets pass whole, or the message is refused and the
 // session ends. What the smuggler puts behind is never a command.
 func TestSmugglingCorpus(t *testing.T) {
-	raw, err := os.ReadFile(filepath.Join(corpus(t, "smtp-smuggling"), "eod-sequences.json"))
+	raw, err := os.ReadFile(filepath.Join(corpora.Path(t, "smtp-smuggling"), "eod-sequences.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +77,7 @@ func lone(s string) bool {
 
 // Dialogs of another server's tests, by the class of each reply. Texts and lists of keywords are a server's own.
 func TestJamesDialogs(t *testing.T) {
-	dir := filepath.Join(corpus(t, "smtp-james-mpt"), "scripts")
+	dir := filepath.Join(corpora.Path(t, "smtp-james-mpt"), "scripts")
 	for _, name := range []string{"helo", "data_starts_with_starttls", "data_with_starttls", "rcpt_with_starttls"} {
 		t.Run(name, func(t *testing.T) {
 			raw, err := os.ReadFile(filepath.Join(dir, name+".test"))
@@ -149,7 +130,7 @@ var chasquidDiffers = map[string]string{
 
 // Dialogs of chasquid's tests, by the class of each reply.
 func TestChasquidDialogs(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join(corpus(t, "smtp-chasquid"), "dialogs", "t-12-minor_dialogs", "*.cmy"))
+	files, err := filepath.Glob(filepath.Join(corpora.Path(t, "smtp-chasquid"), "dialogs", "t-12-minor_dialogs", "*.cmy"))
 	if err != nil || len(files) < 10 {
 		t.Fatalf("%d dialogs: %v", len(files), err)
 	}
