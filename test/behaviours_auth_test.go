@@ -426,6 +426,7 @@ func TestSenderauthActions(t *testing.T) {
 func TestSenderauthReports(t *testing.T) {
 	sink, z := rig.StartSink(t), authWorld(t)
 	h := rig.Start(t, internal(sink.Addr)+senderauth(z, "    report_from  = \"dmarc@example.org\"\n    dmarc_reject = \"reject\""))
+	scheduled(h, "senderauth")
 	for range 2 {
 		c := from(h, "203.0.113.9")
 		if got := c.Message("eve@x.example", "b@example.org", fromLine("eve@x.example")); !strings.HasPrefix(got, "550 5.7.1 Message refused by the DMARC policy") {
