@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -175,9 +176,9 @@ func inWords(verdicts []verdict) (words []string) {
 // replayAll replays the folder and answers with what agents said of each file.
 func replayAll(t *testing.T, h *rig.Host) map[string][]string {
 	t.Helper()
-	out := h.MustPostern("replay", filepath.Join(h.Dir, "corpus"), "--json", "--from", "a@sender.example", "--to", "b@example.org")
+	out := h.MustPrintJSON("replay", filepath.Join(h.Dir, "corpus"), "--from", "a@sender.example", "--to", "b@example.org")
 	all := map[string][]string{}
-	decoder := json.NewDecoder(strings.NewReader(out))
+	decoder := json.NewDecoder(bytes.NewReader(out))
 	for decoder.More() {
 		var report struct {
 			Name     string

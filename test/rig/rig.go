@@ -208,10 +208,23 @@ func (h *Host) MustPostern(args ...string) string {
 // JSON runs a subcommand with --json and decodes what it printed.
 func (h *Host) JSON(v any, args ...string) {
 	h.t.Helper()
-	out := h.MustPostern(append(args, "--json")...)
-	if err := json.Unmarshal([]byte(out), v); err != nil {
+	out := h.MustPrintJSON(args...)
+	if err := json.Unmarshal(out, v); err != nil {
 		h.t.Fatalf("postern %s --json: %v\n%s", strings.Join(args, " "), err, out)
 	}
+}
+
+// MustPrintJSON runs a subcommand with --json, which must succeed, and answers with its standard output alone: programs
+// that read JSON do not read the log beside it.
+func (h *Host) MustPrintJSON(args ...string) []byte {
+	h.t.Helper()
+	cmd := exec.Command(filepath.Join(h.bin, "postern"), withConfig(append(args, "--json"), h.Config)...)
+	cmd.Dir = h.Dir
+	out, err := cmd.Output()
+	if err != nil {
+		h.t.Fatalf("postern %s --json: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
 }
 
 // withConfig puts --config behind the words of the command, before its flags.
