@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path"
 	"strings"
 
 	"github.com/nwaples/rardecode/v2"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 // openFunc looks into a file. depth counts archives in archives.
@@ -44,6 +46,12 @@ func opener(k kind, mediaType, file string) (open openFunc, nests bool) {
 		return openUU, false
 	}
 	return nil, false
+}
+
+// unopened are kinds of archives that are not looked into.
+var unopened = map[kind]bool{
+	"cab": true, "arj": true, "lzh": true, "ace": true, "zst": true, "lz4": true, "lz": true, "z": true, "cpio": true, "rpm": true, "deb": true,
+	"wim": true, "xar": true, "iso": true, "vhd": true, "vhdx": true, "zoo": true, "hqx": true, "szdd": true,
 }
 
 // openMessage looks at the parts of a message that is a file, or that was encoded.
@@ -126,6 +134,8 @@ func openZip(s *scan, file string, r *bufio.Reader, depth int) error {
 	if err != nil {
 		return errors.Join(err, s.zipLocals(file, data, depth, nil))
 	}
+	archive.RegisterDecompressor(zipBzip2, func(r io.Reader) io.ReadCloser { return io.NopCloser(bzip2.NewReader(r)) })
+	archive.RegisterDecompressor(zipLZMA, zipLZMAReader)
 	listed := map[int64]bool{}
 	for _, f := range archive.File {
 		offset, err := f.DataOffset()
@@ -138,6 +148,38 @@ func openZip(s *scan, file string, r *bufio.Reader, depth int) error {
 	}
 	return s.zipLocals(file, data, depth, listed)
 }
+
+// Methods of zip files beside those of the standard library (APPNOTE.TXT section 4.4.5).
+const (
+	zipBzip2 = 12
+	zipLZMA  = 14
+)
+
+// zipLZMAReader reads the version and the properties in front, and the data up to their end (APPNOTE.TXT section 5.8).
+func zipLZMAReader(r io.Reader) io.ReadCloser {
+	var head [9]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return failed{noEOF(err)}
+	}
+	header := binary.LittleEndian.AppendUint64(bytes.Clone(head[4:]), math.MaxUint64) // of a size that is not known
+	if binary.LittleEndian.Uint16(head[2:]) != 5 || binary.LittleEndian.Uint32(head[5:]) > maxDictionary {
+		return failed{zip.ErrAlgorithm}
+	}
+	in, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(io.MultiReader(bytes.NewReader(header), r))
+	if err != nil {
+		return failed{err}
+	}
+	return io.NopCloser(in)
+}
+
+// failed reader.
+type failed struct{ err error }
+
+// Read implements io.Reader.
+func (f failed) Read([]byte) (int, error) { return 0, f.err }
+
+// Close implements io.Closer.
+func (f failed) Close() error { return nil }
 
 func (s *scan) zipMember(archive string, f *zip.File, depth int) error {
 	if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 {
@@ -226,11 +268,7 @@ func openBzip2(s *scan, file string, r *bufio.Reader, depth int) error {
 }
 
 func openRar(s *scan, file string, r *bufio.Reader, depth int) (err error) {
-	defer func() {
-		if p := recover(); p != nil { // a library that reads what an attacker wrote
-			err = fmt.Errorf("rar: %v", p)
-		}
-	}()
+	defer caught("rar", &err)
 	archive, err := rardecode.NewReader(r, rardecode.MaxDictionarySize(maxDictionary), rardecode.SkipCheck)
 	if err != nil {
 		return rarError(err)

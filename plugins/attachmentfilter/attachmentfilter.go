@@ -20,12 +20,13 @@ type Filter struct {
 
 // Reasons in the ledger.
 const (
-	reasonName      = "AttachmentName"
-	reasonType      = "AttachmentType"
-	reasonContent   = "AttachmentContent"
-	reasonEncrypted = "ArchiveEncrypted"
-	reasonBroken    = "ArchiveBroken"
-	reasonLimit     = "OverLimit"
+	reasonName        = "AttachmentName"
+	reasonType        = "AttachmentType"
+	reasonContent     = "AttachmentContent"
+	reasonEncrypted   = "ArchiveEncrypted"
+	reasonBroken      = "ArchiveBroken"
+	reasonUnscannable = "ArchiveUnscannable" // of a kind that is not looked into
+	reasonLimit       = "OverLimit"
 )
 
 // stampEncrypted tells later agents which archives could not be looked into.
@@ -129,6 +130,8 @@ func (x *finding) why() string {
 		return "it is encrypted and cannot be checked"
 	case reasonBroken:
 		return "it cannot be read and so not be checked"
+	case reasonUnscannable:
+		return "archives of its kind cannot be checked"
 	}
 	return "files of this kind are not allowed here (" + x.detail + ")"
 }

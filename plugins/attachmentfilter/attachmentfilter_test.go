@@ -414,8 +414,11 @@ func TestTNEF(t *testing.T) {
 	message := tnef(tnefPart{attachRendData, nil}, tnefPart{attachTitle, []byte("a.txt\x00")}, tnefPart{attachData, []byte("text")},
 		tnefPart{attachRendData, nil}, tnefPart{attachTitle, []byte("LONGNA~1.TXT\x00")}, tnefPart{attachProps, props})
 	hidden := tnef(tnefPart{attachRendData, nil}, tnefPart{attachData, executable}, tnefPart{attachTitle, []byte("b.txt\x00")})
+	object := slices.Concat(le32(1), le16(0x0d), le16(0x3701), le32(1), le32(uint32(16+len(message))), make([]byte, 16), message, make([]byte, (4-len(message)%4)%4))
+	attached := tnef(tnefPart{attachRendData, nil}, tnefPart{attachTitle, []byte("Fwd\x00")}, tnefPart{attachProps, object})
 	for want, content := range map[string][]byte{
-		"AttachmentName winmail.dat/long name.exe": message, "AttachmentContent winmail.dat/b.txt": hidden,
+		"AttachmentName winmail.dat/Fwd/long name.exe": attached,
+		"AttachmentName winmail.dat/long name.exe":     message, "AttachmentContent winmail.dat/b.txt": hidden,
 		"ArchiveBroken winmail.dat": tnef(tnefPart{attachData, []byte("cut off")})[:20],
 	} {
 		if found, err := look(t, filter(t), "winmail.dat", content); err != nil || !slices.Equal(found, []string{want}) {
@@ -478,6 +481,33 @@ func TestSamplePrograms(t *testing.T) {
 	}
 }
 
+// What is in real TNEF is named; of a message in a message too.
+func TestSampleTNEF(t *testing.T) {
+	dir := filepath.Join(corpus(t, "mime-mimekit"), "tnef")
+	f := filter(t)
+	names, err := match.NewNames([]string{"*.jpg", "*.bat", "*.doc", "*.dat", "*.mp3", "README", "*.cfg"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.rules = []*rule{{names: names, types: map[string]bool{}, action: "reject"}}
+	for name, want := range map[string]string{
+		"attachments.tnef": "AttachmentName x/zappa_av1.jpg", "data-before-name.tnef": "AttachmentName x/AUTOEXEC.BAT",
+		"long-filename.tnef": "AttachmentName x/allproductsmar2000.dat", "two-files.tnef": "AttachmentName x/README",
+		"missing-filenames.tnef": "AttachmentName x/TechlibDEC99.doc", "multi-value-attribute.tnef": "AttachmentName x/208225__5_seconds__Voice_Mail.mp3",
+		"unicode-mapi-attr-name.tnef": "AttachmentName x/spacon~1.cfg", "MAPI_ATTACH_DATA_OBJ.tnef": "AttachmentName x/VIA Nytt 1402.doc",
+		"christmas.tnef": "AttachmentName x/kitten-playing-with-a-christmas-tree.jpg", "rtf.tnef": "", "body.tnef": "", "triples.tnef": "",
+		"garbage-at-end.tnef": "ArchiveBroken x", "panic.tnef": "AttachmentName x/image001.jpg, ArchiveBroken x",
+	} {
+		content, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found, err := look(t, f, "x", content); err != nil || strings.Join(found, ", ") != want {
+			t.Errorf("%s: %q %v, want %q", name, found, err, want)
+		}
+	}
+}
+
 func TestSampleKinds(t *testing.T) {
 	dir := filepath.Join(corpora.Path(t, "attach-mimetype-samples"), "testdata")
 	for name, want := range map[string]string{
@@ -530,6 +560,9 @@ func FuzzContent(f *testing.F) {
 	f.Add("a.7z", sevenZip("a.exe", executable, "\x00"))
 	f.Add("winmail.dat", tnef(tnefPart{attachTitle, []byte("a")}, tnefPart{attachData, executable}))
 	f.Add("a.eml", []byte(message(file{"a.exe", executable})))
+	f.Add("a.7z", sevenZip("a.exe", executable, idBCJ2))
+	f.Add("a.7z", sevenZip("a.exe", executable, "\x03\x04\x01"))
+	f.Add("a.arj", []byte("\x60\xea"))
 	f.Add("a.xz", []byte("\xfd7zXZ\x00\x00\x04"))
 	f.Add("a.msi", []byte("\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"))
 	f.Fuzz(func(t *testing.T, name string, content []byte) {

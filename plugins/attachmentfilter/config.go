@@ -18,6 +18,7 @@ type Config struct {
 	Entries     []Entry  `hcl:"entry,block" doc:"Files with an action of their own. The first entry that a file matches decides for it, before the lists above."`
 	Encrypted   string   `hcl:"encrypted,optional" default:"allow" one_of:"allow reject strip quarantine" doc:"What happens to archives with a password, whose content cannot be looked at. The names in them are judged in any case, where they can be read, and the ledger tells."`
 	Broken      string   `hcl:"broken,optional" default:"allow" one_of:"allow reject strip quarantine" doc:"What happens to archives that cannot be read to their end, or that are packed in a way which is not known here."`
+	Unscannable string   `hcl:"unscannable,optional" default:"allow" one_of:"allow reject strip quarantine" doc:"What happens to archives of kinds that are not looked into: those below."`
 	OverLimit   string   `hcl:"over_limit,optional" default:"reject" one_of:"allow reject quarantine" doc:"What happens to messages whose archives or parts go over a limit."`
 	Response    string   `hcl:"response,optional" default:"Message rejected due to unacceptable attachments" doc:"Text of a refusal, up to 240 characters."`
 	Notice      string   `hcl:"notice,optional" default:"The attachment {name} was removed by the mail server: {reason}." doc:"Text that stands in the place of a file that was stripped. {name} is the file, {reason} why."`

@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:     "attachmentfilter",
-		Version:  "0.1.0",
+		Version:  "0.2.0",
 		Category: sdk.Policy,
 		Summary:  "keeps unwanted files out of mail: by name, type and content, inside archives too",
 	}

@@ -28,6 +28,7 @@ type scan struct {
 	part      *mime.Part
 	files     int
 	expanded  int64
+	models    int // of PPMd
 	findings  []finding
 	fates     map[fate]bool // that findings stand for
 	encrypted []string
@@ -135,7 +136,14 @@ func (s *scan) content(file string, r io.Reader, depth int, mediaType string) er
 		return s.unread(file, err) // of a part that is badly encoded, what can be read is judged
 	}
 	k := sniff(head)
+	if k == "" && isDisk(file) {
+		k = "iso"
+	}
 	if s.judgeKind(file, k) {
+		return nil
+	}
+	if unopened[k] {
+		s.add(finding{s.part, file, reasonUnscannable, "archive of kind " + string(k), s.Unscannable, s.Response})
 		return nil
 	}
 	open, nests := opener(k, mediaType, file)

@@ -201,40 +201,74 @@ func (a *archive7z) members(file string, depth int) error {
 	return nil
 }
 
-// reader of what a folder holds. Only chains are known: each coder has one input and one output.
+// reader of what a folder holds.
 func (a *archive7z) reader(streams *streams7z, index int) (io.Reader, error) {
 	first := 0
 	for _, f := range streams.folders[:index] {
 		first += len(f.packed)
 	}
 	f := &streams.folders[index]
-	for _, c := range f.coders {
+	for i, c := range f.coders {
 		switch {
 		case c.id == "\x06\xf1\x07\x01":
 			return nil, errEncrypted
-		case c.in != 1 || c.out != 1:
+		case c.out != 1 || c.in != 1 && (c.id != idBCJ2 || c.in != 4):
 			return nil, errUnknown7z
 		}
-	}
-	if len(f.packed) != 1 || first >= len(streams.packSizes) {
-		return nil, errUnknown7z
-	}
-	var in io.Reader
-	in, err := a.packed(streams, first)
-	for coder, n := f.packed[0], 0; err == nil; n++ {
-		if coder >= uint64(len(f.coders)) || n > len(f.coders) {
-			return nil, err7z
+		if _, bound := f.next(uint64(i)); !bound {
+			return a.output(streams, &unpacking7z{folder: f, first: first}, i)
 		}
-		if in, err = decoder7z(&f.coders[coder], f.sizes[coder], in); err != nil {
+	}
+	return nil, err7z
+}
+
+// idBCJ2 is the one coder with more than one input.
+const idBCJ2 = "\x03\x03\x01\x1b"
+
+// unpacking7z is the way through the coders of a folder.
+type unpacking7z struct {
+	folder *folder7z
+	first  int // packed stream of the folder
+	steps  int
+}
+
+// output of a coder, by way of those that its inputs come from.
+func (a *archive7z) output(streams *streams7z, u *unpacking7z, coder int) (io.Reader, error) {
+	if u.steps++; u.steps > len(u.folder.coders) || coder >= len(u.folder.coders) || coder >= len(u.folder.sizes) {
+		return nil, err7z // in a circle, or nowhere
+	}
+	c, at := &u.folder.coders[coder], uint64(0)
+	for _, before := range u.folder.coders[:coder] {
+		at += before.in
+	}
+	inputs := make([]io.Reader, c.in)
+	for i := range inputs {
+		var err error
+		if inputs[i], err = a.input(streams, u, at+uint64(i)); err != nil {
 			return nil, err
 		}
-		next, bound := f.next(coder)
-		if !bound {
-			return in, nil
-		}
-		coder = next
 	}
-	return nil, err
+	if c.id == idBCJ2 {
+		return newBCJ2(inputs)
+	}
+	return a.decoder7z(c, u.folder.sizes[coder], inputs[0])
+}
+
+// input of that number: the output of another coder, or a packed stream.
+func (a *archive7z) input(streams *streams7z, u *unpacking7z, number uint64) (io.Reader, error) {
+	for _, b := range u.folder.binds {
+		if b.in == number {
+			if b.out >= uint64(len(u.folder.coders)) {
+				return nil, err7z
+			}
+			return a.output(streams, u, int(b.out))
+		}
+	}
+	i := slices.Index(u.folder.packed, number)
+	if i < 0 || u.first+i >= len(streams.packSizes) {
+		return nil, err7z
+	}
+	return a.packed(streams, u.first+i)
 }
 
 // next coder, that the output of one goes to.
@@ -265,7 +299,7 @@ func (a *archive7z) packed(streams *streams7z, index int) (io.Reader, error) {
 
 // decoder7z undoes one coder. The filters for machine code change addresses in it alone, which matters little to
 // what is looked for, so they are passed over.
-func decoder7z(c *coder7z, size uint64, in io.Reader) (io.Reader, error) {
+func (a *archive7z) decoder7z(c *coder7z, size uint64, in io.Reader) (io.Reader, error) {
 	switch c.id {
 	case "\x00", "\x03\x03\x01\x03", "\x03\x03\x02\x05", "\x03\x03\x05\x01", "\x03\x03\x07\x01", "\x03\x03\x08\x05", "\x0a":
 		return in, nil
@@ -285,6 +319,8 @@ func decoder7z(c *coder7z, size uint64, in io.Reader) (io.Reader, error) {
 			return nil, errUnknown7z
 		}
 		return lzma.Reader2Config{DictCap: int(dictionary)}.NewReader2(in)
+	case "\x03\x04\x01":
+		return a.newPPMd(c.props, size, in)
 	case "\x04\x01\x08":
 		return flate.NewReader(in), nil
 	case "\x04\x02\x02":

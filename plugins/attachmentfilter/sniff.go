@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"path"
+	"strings"
 )
 
 // sniffed is how much of a file tells what it is: the octets that are looked at.
@@ -40,6 +42,25 @@ var signatures = [...]struct {
 	{"x\x9f\x3e\x22", "tnef"},
 	{"MSCF\x00\x00\x00\x00", "cab"},
 	{"%PDF-", "pdf"},
+	{"\x60\xea", "arj"},
+	{"\x28\xb5\x2f\xfd", "zst"},
+	{"\x04\x22\x4d\x18", "lz4"},
+	{"LZIP\x01", "lz"},
+	{"\x1f\x9d", "z"},
+	{"\x1f\xa0", "lzh"},
+	{"070701", "cpio"},
+	{"070702", "cpio"},
+	{"070707", "cpio"},
+	{"\xc7\x71", "cpio"},
+	{"\x71\xc7", "cpio"},
+	{"SZDD\x88\xf0\x27\x33", "szdd"},
+	{"\xed\xab\xee\xdb", "rpm"},
+	{"!<arch>\ndebian", "deb"},
+	{"MSWIM\x00\x00\x00", "wim"},
+	{"xar!", "xar"},
+	{"conectix", "vhd"},
+	{"vhdxfile", "vhdx"},
+	{"(This file must be converted with BinHex", "hqx"},
 }
 
 // sniff tells the kind of content by its first octets.
@@ -52,6 +73,12 @@ func sniff(head []byte) kind {
 	switch {
 	case isExecutable(head):
 		return "exe"
+	case isLZH(head):
+		return "lzh"
+	case isAt(head, 7, "**ACE**"):
+		return "ace"
+	case isAt(head, 20, "\xdc\xa7\xc4\xfd"):
+		return "zoo"
 	case bytes.HasPrefix(head, []byte("\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")):
 		return "ole"
 	case isTar(head):
@@ -82,6 +109,15 @@ func isExecutable(head []byte) bool {
 	return false
 }
 
+func isAt(head []byte, offset int, magic string) bool {
+	return len(head) >= offset+len(magic) && string(head[offset:offset+len(magic)]) == magic
+}
+
+// isLZH: the method "-lh5-" and its like, at its place.
+func isLZH(head []byte) bool {
+	return len(head) > 21 && head[2] == '-' && head[3] == 'l' && (head[4] == 'h' || head[4] == 'z') && head[6] == '-'
+}
+
 // isTar: "ustar" at its place, or a header block whose checksum is right, as of older ones.
 func isTar(head []byte) bool {
 	const block = 512
@@ -105,4 +141,14 @@ func isTar(head []byte) bool {
 		want = want*8 + int(b-'0')
 	}
 	return want == sum
+}
+
+// isDisk: images of disks are known by their names alone, which a Windows computer goes by, too: what tells their content
+// stands far behind the octets that are looked at.
+func isDisk(file string) bool {
+	switch strings.ToLower(path.Ext(baseOf(file))) {
+	case ".iso", ".img", ".udf":
+		return true
+	}
+	return false
 }

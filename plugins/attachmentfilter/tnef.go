@@ -24,7 +24,7 @@ const (
 // tnefFile is an attachment of TNEF.
 type tnefFile struct {
 	names []string
-	data  []byte
+	data  [][]byte // what may be its content
 }
 
 // openTNEF looks at the attachments in a winmail.dat.
@@ -52,7 +52,15 @@ func (s *scan) tnefMember(archive string, f *tnefFile, depth int) error {
 			return nil
 		}
 	}
-	return s.member(archive, f.names[0], depth, func() (io.Reader, error) { return bytes.NewReader(f.data), nil })
+	if len(f.data) == 0 {
+		return s.member(archive, f.names[0], depth, nil)
+	}
+	for _, data := range f.data {
+		if err := s.member(archive, f.names[0], depth, func() (io.Reader, error) { return bytes.NewReader(data), nil }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // parseTNEF finds the attachments, up to where it is cut off.
@@ -86,42 +94,52 @@ func (f *tnefFile) take(tag uint16, value []byte) {
 	case attachTitle:
 		f.names = append(f.names, strings.TrimRight(string(value), "\x00"))
 	case attachData:
-		f.data = value
+		f.data = append(f.data, value)
 	case attachProps:
-		f.names = append(f.names, mapiNames(value)...)
+		f.takeProperties(value)
 	}
 }
 
-// MAPI properties that hold names of an attachment.
+// MAPI properties that hold names of an attachment, or its content.
 const (
+	propData         = 0x3701
 	propFilename     = 0x3704
 	propLongFilename = 0x3707
 	propPathname     = 0x3708
 	propDisplayName  = 0x3001
 )
 
-// mapiNames finds names in a list of MAPI properties ([MS-OXTNEF] section 2.1.3.4), up to a type that is not known.
-func mapiNames(b []byte) (names []string) {
+// takeProperties finds names and content in a list of MAPI properties ([MS-OXTNEF] section 2.1.3.4), up to a type that is
+// not known.
+func (f *tnefFile) takeProperties(b []byte) {
 	r := &littleEndian{b: b}
 	for n := r.u32(); n > 0 && !r.short; n-- {
 		typ, id := r.u16(), r.u16()
 		if id >= 0x8000 {
 			r.skipName()
 		}
-		values := r.property(typ)
-		switch id {
-		case propFilename, propLongFilename, propPathname, propDisplayName:
-			for _, v := range values {
-				names = append(names, textOf(typ, v))
-			}
+		for _, v := range r.property(typ) {
+			f.takeProperty(typ, id, v)
 		}
 	}
-	return names
+}
+
+func (f *tnefFile) takeProperty(typ, id uint16, v []byte) {
+	switch id {
+	case propFilename, propLongFilename, propPathname, propDisplayName:
+		f.names = append(f.names, textOf(typ, v))
+	case propData:
+		if typ == typeObject && len(v) > 16 { // the id of an interface, then a message as TNEF or a compound file
+			v = v[16:]
+		}
+		f.data = append(f.data, v)
+	}
 }
 
 // Types of MAPI properties.
 const (
 	typeMulti   = 0x1000
+	typeObject  = 0x000d
 	typeString8 = 0x001e
 	typeUnicode = 0x001f
 )
@@ -201,7 +219,7 @@ func (r *littleEndian) property(typ uint16) (values [][]byte) {
 			r.take(8)
 		case 0x48:
 			r.take(16)
-		case typeString8, typeUnicode, 0x0d, 0x0102:
+		case typeString8, typeUnicode, typeObject, 0x0102:
 			values = append(values, r.sized(typ))
 		default:
 			r.short = true
