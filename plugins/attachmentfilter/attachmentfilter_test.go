@@ -483,7 +483,7 @@ func TestSamplePrograms(t *testing.T) {
 
 // What is in real TNEF is named; of a message in a message too.
 func TestSampleTNEF(t *testing.T) {
-	dir := filepath.Join(corpus(t, "mime-mimekit"), "tnef")
+	dir := filepath.Join(corpora.Path(t, "mime-mimekit"), "tnef")
 	f := filter(t)
 	names, err := match.NewNames([]string{"*.jpg", "*.bat", "*.doc", "*.dat", "*.mp3", "README", "*.cfg"})
 	if err != nil {
