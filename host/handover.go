@@ -82,7 +82,7 @@ const gapLimit = 2 * time.Second
 // come wait, and sessions end with 421 after the message they are at.
 func (t *turn) Quiesce(ctx context.Context) error {
 	h := t.host
-	ctx, cancel := context.WithTimeout(ctx, h.Config.Host.ShutdownGrace)
+	ctx, cancel := context.WithTimeout(ctx, h.cfg().Host.ShutdownGrace)
 	defer cancel()
 	for _, c := range h.receivers() {
 		c.Pause()
@@ -100,7 +100,7 @@ func (t *turn) Quiesce(ctx context.Context) error {
 // owner, and then everything is closed that only one process can have open.
 func (t *turn) Cede(context.Context) error {
 	h := t.host
-	ctx, cancel := context.WithTimeout(context.Background(), h.Config.Host.ShutdownGrace)
+	ctx, cancel := context.WithTimeout(context.Background(), h.cfg().Host.ShutdownGrace)
 	defer cancel()
 	t.ceded = time.Now()
 	var failed error

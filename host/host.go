@@ -147,7 +147,7 @@ func (h *Host) Stop() {
 	h.ending()
 	h.restarting.Lock() // a restart under way ends first
 	defer h.restarting.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), h.Config.Host.ShutdownGrace)
+	ctx, cancel := context.WithTimeout(context.Background(), h.cfg().Host.ShutdownGrace)
 	defer cancel()
 	h.shutConnectors(ctx)
 	if h.queue.Load() != nil {

@@ -295,10 +295,13 @@ func (t *trial) endSoon(why string) {
 func (f *fleet) trialOver(t *trial, why string) {
 	f.changing.Lock()
 	defer f.changing.Unlock()
-	if m := f.member(t.name); m != nil && m.trial == t && f.drain.Err() == nil {
+	if m := f.member(t.name); m != nil && m.trial == t && f.mayEnd() {
 		f.takeBack(m, why)
 	}
 }
+
+// mayEnd reports whether a trial may end by itself: not in a host that ends, or whose place another process has taken.
+func (f *fleet) mayEnd() bool { return f.drain.Err() == nil && f.host.queue.Load() != nil }
 
 // try starts a trial by order. The caller holds changing.
 func (f *fleet) try(ctx context.Context, m *member, next *override, o admin.Trial) (admin.Ordered, error) {
@@ -386,11 +389,8 @@ func (f *fleet) install(m *member, t *trial) {
 func (f *fleet) trialPassed(t *trial) {
 	f.changing.Lock()
 	defer f.changing.Unlock()
-	if f.drain.Err() != nil {
-		return
-	}
 	m := f.member(t.name)
-	if m == nil || m.trial != t {
+	if m == nil || m.trial != t || !f.mayEnd() {
 		return
 	}
 	if _, err := f.promote(f.drain, m); err != nil {
