@@ -235,7 +235,7 @@ func (c *Catalog) Resolve(plugin, constraint, locked string) (*Entry, error) {
 	for _, e := range entries {
 		switch {
 		case e.Plugin != plugin:
-		case !wanted.Check(e.version):
+		case !admits(wanted, e.version):
 			others = append(others, e.Version)
 		case e.SHA256 == locked:
 			return e, nil
@@ -262,6 +262,12 @@ func Constraint(text string) (version.Constraints, error) {
 	return wanted, nil
 }
 
+// admits reports whether a version satisfies a constraint. The library lets every pre-release pass a "!=".
+func admits(wanted version.Constraints, v *version.Version) bool {
+	named := func(one *version.Constraint) bool { return one.Prerelease() }
+	return wanted.Check(v) && (v.Prerelease() == "" || slices.ContainsFunc(wanted, named))
+}
+
 // Satisfies reports whether a version satisfies a constraint.
 func Satisfies(number, constraint string) bool {
 	wanted, err := Constraint(constraint)
@@ -269,7 +275,7 @@ func Satisfies(number, constraint string) bool {
 		return false
 	}
 	v, err := version.NewSemver(number)
-	return err == nil && wanted.Check(v)
+	return err == nil && admits(wanted, v)
 }
 
 // hold keeps others from changing the catalog until release is called, or fails when ctx ends first.
