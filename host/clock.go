@@ -24,37 +24,47 @@ type calendar struct {
 	mono  time.Duration // of the last look
 	ahead time.Duration // by which the clock is ahead of what is believed
 	leapt time.Duration // mono of the last leap
+	back  bool          // the clock was set back, which nobody has heard of yet
 }
 
 // look takes the time and answers with how far it is ahead of what is believed: 0 but for an hour after a leap. The
 // sweep looks every minute.
-func (p *calendar) look(now time.Time) (ahead time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.elapsed == nil {
+func (c *calendar) look(now time.Time) (ahead time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.elapsed == nil {
 		start := time.Now()
-		p.elapsed = func() time.Duration { return time.Since(start) }
+		c.elapsed = func() time.Duration { return time.Since(start) }
 	}
-	mono, wall := p.elapsed(), now.Round(0) // without the monotonic reading
-	if p.begun.IsZero() {
-		p.begun, p.wall, p.mono = wall, wall, mono
+	mono, wall := c.elapsed(), now.Round(0) // without the monotonic reading
+	if c.begun.IsZero() {
+		c.begun, c.wall, c.mono = wall, wall, mono
 	}
-	switch step := wall.Sub(p.wall) - (mono - p.mono); {
+	switch step := wall.Sub(c.wall) - (mono - c.mono); {
 	case step > leapAtLeast:
-		p.ahead, p.leapt = p.ahead+step, mono
+		c.ahead, c.leapt = c.ahead+step, mono
 	case step < -leapAtLeast: // set back: perhaps it was the leap that was wrong
-		p.ahead = max(p.ahead+step, 0)
+		c.ahead, c.back = max(c.ahead+step, 0), true
 	}
-	if mono-p.leapt >= believedAfter {
-		p.ahead = 0
+	if mono-c.leapt >= believedAfter {
+		c.ahead = 0
 	}
-	p.wall, p.mono = wall, mono
-	return p.ahead
+	c.wall, c.mono = wall, mono
+	return c.ahead
 }
 
 // untried reports whether a message that was due at next has waited since before the host began, and that was not long ago.
-func (p *calendar) untried(next time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return next.Before(p.begun) && p.elapsed() < believedAfter
+func (c *calendar) untried(next time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return next.Before(c.begun) && c.elapsed() < believedAfter
+}
+
+// setBack reports, once, that the clock was set back: what is due at a time of the old one would wait for it.
+func (c *calendar) setBack() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	back := c.back
+	c.back = false
+	return back
 }

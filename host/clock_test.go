@@ -84,6 +84,11 @@ func TestClockThatLeapsExpiresNothingAtOnce(t *testing.T) {
 	if len(r.queue.Entries(nil)) != 2 || len(r.ledger.of(tracking.Fail))+len(r.ledger.of(tracking.Drop)) > 0 {
 		t.Fatalf("after the leap: %+v", r.ledger.list)
 	}
+	h.move(-10*365*24*time.Hour, time.Minute) // it was wrong: nothing waits for that time to come
+	r.sweepOnce(h.now())
+	r.eventually("another attempt", tries(4))
+	h.move(10*365*24*time.Hour, time.Minute)
+	r.sweepOnce(h.now())
 	h.move(believedAfter, believedAfter)
 	r.sweepOnce(h.now())
 	_ = r.queue.Retry(item.ID)

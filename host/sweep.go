@@ -29,7 +29,11 @@ func (t *transport) sweep(ctx context.Context) {
 }
 
 func (t *transport) sweepOnce(now time.Time) {
+	wall := now
 	now = now.Add(-t.calendar.look(now))
+	if t.calendar.setBack() {
+		t.hurry(wall)
+	}
 	for _, e := range t.queue.Overdue(now) {
 		if e.State == queue.Quarantined {
 			t.endQuarantine(e)
@@ -41,6 +45,16 @@ func (t *transport) sweepOnce(now time.Time) {
 		}
 	}
 	t.wake()
+}
+
+// hurry has what is due later tried now: after the clock was set back, later may be years.
+func (t *transport) hurry(now time.Time) {
+	t.log.Warn("the clock was set back: messages that wait for a time are tried now")
+	for _, e := range t.queue.Entries(func(e queue.Entry) bool { return e.State == queue.Ready && e.Next.After(now) }) {
+		if err := t.queue.Retry(e.ID); err != nil && !errors.Is(err, queue.ErrState) && !errors.Is(err, queue.ErrNotFound) {
+			t.log.Error("message cannot be tried", "item", e.ID, "error", err)
+		}
+	}
 }
 
 // endQuarantine drops a message that nobody has released in time.
