@@ -21,6 +21,10 @@ type Signer struct {
 	sealer     *dkim.Signer
 }
 
+// stampARC is the state of the chain as senderauth found it. Without it Authentication-Results are a stranger's words: nobody
+// has judged the message, and nobody has taken out results that claim to be ours.
+const stampARC = "auth.arc"
+
 // Reasons in the ledger.
 const (
 	reasonSigned    = "Signed"
@@ -30,7 +34,7 @@ const (
 )
 
 func (s *Signer) subscribe(r *sdk.Registrar) {
-	r.OnCategorized(sdk.ReadsHeaders(), sdk.Body(sdk.Whole, sdk.Current), sdk.MayChange(sdk.Verdicts, sdk.Headers))
+	r.OnCategorized(sdk.ReadsHeaders(), sdk.ReadsStamps(stampARC), sdk.Body(sdk.Whole, sdk.Current), sdk.MayChange(sdk.Verdicts, sdk.Headers))
 	if len(s.signers) == 0 && s.sealer == nil {
 		r.Skip(sdk.OnCategorized)
 		r.Warn("there is no key, so nothing is signed")
@@ -121,6 +125,9 @@ func (s *Signer) fields(m *dkim.Message) []string {
 }
 
 func (s *Signer) seal(e *sdk.RoutingEvent) sdk.Verdict {
+	if e.Stamp(stampARC) == "" {
+		return sdk.Continue().Because(reasonNotSealed, "nobody has judged the message")
+	}
 	m := messageOf(e)
 	server := s.Seal.AuthservID
 	if server == "" {
@@ -130,7 +137,7 @@ func (s *Signer) seal(e *sdk.RoutingEvent) sdk.Verdict {
 	key.Headers = s.fields(m)
 	set, err := arc.Seal(m, &key, server, e.Time)
 	switch {
-	case errors.Is(err, arc.ErrNoResults), errors.Is(err, arc.ErrFailed):
+	case errors.Is(err, arc.ErrNoResults), errors.Is(err, arc.ErrFailed), errors.Is(err, arc.ErrUnknown):
 		return sdk.Continue().Because(reasonNotSealed, err.Error())
 	case err != nil:
 		return sdk.Undetermined("SealingFailed", err)

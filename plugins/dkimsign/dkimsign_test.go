@@ -76,9 +76,17 @@ func rsaKey(t *testing.T) crypto.Signer {
 const text = "From: Jane <jane@x.example>\r\nTo: you@far.example\r\nSubject: hello\r\n\r\nHello\r\n"
 
 func categorized(s *agenttest.Session, from, recipient, message string) *agenttest.Outcome {
+	return judged(s, "", from, recipient, message)
+}
+
+// judged is categorized for a message of which senderauth has found that its chain is in that state; "" is nothing.
+func judged(s *agenttest.Session, state, from, recipient, message string) *agenttest.Outcome {
 	s.Mail(from)
 	s.To(recipient)
 	s.Data(message)
+	if state != "" {
+		s.Stamped("auth.arc", state)
+	}
 	return s.Routing(sdk.OnCategorized)
 }
 
@@ -129,14 +137,17 @@ func TestSeals(t *testing.T) {
 	k := newKeyring(t)
 	config := fmt.Sprintf(`seal "lists.example" "arc" { file = %q }`, k.add(t, "arc", "lists.example", edwards('b')))
 	a := agenttest.Start(t, New, config, agenttest.WithInfo(info()))
-	judged := "Authentication-Results: edge.example;\r\n\tdmarc=pass header.from=x.example;\r\n\tarc=none\r\n" + text
-	out := categorized(a.From("203.0.113.9"), "jane@x.example", "you@far.example", judged).WantContinue().WantReason("Sealed")
+	found := "Authentication-Results: edge.example;\r\n\tdmarc=pass header.from=x.example;\r\n\tarc=none\r\n" + text
+	out := judged(a.From("203.0.113.9"), "none", "jane@x.example", "you@far.example", found).WantContinue().WantReason("Sealed")
 	c := arc.Validate(t.Context(), k.verifier(), message(t, out.Message()))
 	if c.Result != arc.Pass || len(c.Sets) != 1 || c.Sets[0].Sealer != "lists.example" {
 		t.Errorf("the chain is %s (%s)\n%s", c.Result, c.Reason, out.Message())
 	}
-	categorized(a.From("203.0.113.9"), "jane@x.example", "you@far.example", text).WantContinue().WantReason("NotSealed")
-	out = categorized(a.From("203.0.113.9"), "jane@x.example", "you@y.example", judged).WantContinue()
+	judged(a.From("203.0.113.9"), "none", "jane@x.example", "you@far.example", text).WantContinue().WantReason("NotSealed")
+	categorized(a.From("203.0.113.9"), "jane@x.example", "you@far.example", found).WantContinue().WantReason("NotSealed") // results of nobody
+	later := strings.ReplaceAll(out.Message(), "arc=none", "arc=temperror")
+	judged(a.From("203.0.113.9"), "temperror", "jane@x.example", "you@far.example", later).WantContinue().WantReason("NotSealed")
+	out = judged(a.From("203.0.113.9"), "none", "jane@x.example", "you@y.example", found).WantContinue()
 	if strings.Contains(out.Message(), "ARC-Seal") {
 		t.Error("mail for a domain of ours is sealed")
 	}

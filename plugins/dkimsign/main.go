@@ -9,7 +9,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:     "dkimsign",
-		Version:  "0.1.0",
+		Version:  "0.2.0",
 		Category: sdk.Policy,
 		Summary:  "signs outgoing mail (DKIM) and seals what is passed on (ARC)",
 		Commands: []sdk.Command{{Name: "records", Summary: "prints the DNS records of the keys in the configuration", Run: records}},

@@ -2,6 +2,7 @@ package arc
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"io"
 	"os"
@@ -174,4 +175,41 @@ func TestSealedIsValid(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What a stranger wrote is no result of this server's, and what is not known is not sealed.
+func TestStateOfTheChain(t *testing.T) {
+	for _, c := range []struct {
+		results string
+		n       int
+		want    string
+	}{
+		{"spf=pass; arc=fail", 1, "none"},
+		{"spf=pass; ARC=pass policy.arc-sets=1", 2, "pass"},
+		{"arc=fail reason=\"seal 1: altered\"", 2, "fail"},
+		{"arc=temperror", 2, "temperror"},
+		{"spf=pass", 2, "fail"},
+		{`spf=none smtp.mailfrom="\"; arc=pass ;\"@x.example"; arc=fail`, 2, "fail"},
+		{"spf=none (; arc=pass ;); arc=fail", 2, "fail"},
+	} {
+		if got := stateOf(c.results, c.n); got != c.want {
+			t.Errorf("%q: %s, expected %s", c.results, got, c.want)
+		}
+	}
+}
+
+func FuzzValidate(f *testing.F) {
+	f.Add("ARC-Seal: i=1; a=rsa-sha256; cv=none; d=x.example; s=a; b=x\nARC-Message-Signature: i=1; a=rsa-sha256; h=from; bh=x; d=x.example; s=a; b=x\n" +
+		"ARC-Authentication-Results: i=1; x.example; none\nAuthentication-Results: x.example; arc=pass\nFrom: a@x.example\n\nhello\n")
+	f.Add("ARC-Seal: i=51\nARC-Message-Signature: =\nARC-Authentication-Results: i\n\n")
+	key := &dkim.Signer{Domain: "x.example", Selector: "s", Key: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), Headers: []string{"from"}}
+	v := &dkim.Verifier{Now: time.Unix(20000, 0), Lookup: func(context.Context, string) ([]string, error) { return []string{"v=DKIM1; p="}, nil }}
+	f.Fuzz(func(t *testing.T, text string) {
+		if c := Validate(t.Context(), v, messageOf(text)); c.Result == Pass {
+			t.Errorf("passes with a key that is revoked: %q", text)
+		}
+		if set, err := Seal(messageOf(text), key, "x.example", time.Unix(20000, 0)); err == nil && strings.ContainsAny(set.Seal, "\x00") {
+			t.Errorf("%q", set.Seal)
+		}
+	})
 }

@@ -17,6 +17,7 @@ type Sealed struct{ Results, Message, Seal string }
 var (
 	ErrNoResults = errors.New("no Authentication-Results of this server")
 	ErrFailed    = errors.New("the chain has failed already") // RFC 8617 section 5.1: nothing is added to it
+	ErrUnknown   = errors.New("the chain could not be validated, since DNS did not answer")
 )
 
 // Seal a message with the next set of its chain (RFC 8617 section 5.1). The results are those of Authentication-Results
@@ -35,6 +36,9 @@ func Seal(m *dkim.Message, s *dkim.Signer, server string, now time.Time) (Sealed
 		return Sealed{}, ErrFailed
 	}
 	cv := stateOf(results, n)
+	if cv == string(TempError) { // a seal can only say pass or fail (RFC 8617 section 4.1.3), and neither is known
+		return Sealed{}, ErrUnknown
+	}
 	algorithm, err := dkim.AlgorithmOf(s.Key)
 	if err != nil {
 		return Sealed{}, err
@@ -90,11 +94,41 @@ func stateOf(results string, n int) string {
 	if n == 1 {
 		return string(None)
 	}
-	for part := range strings.SplitSeq(results, ";") {
+	for part := range strings.SplitSeq(bare(results), ";") {
 		words := strings.Fields(part)
-		if len(words) > 0 && strings.EqualFold(words[0], "arc=pass") {
+		if len(words) == 0 {
+			continue
+		}
+		switch strings.ToLower(words[0]) {
+		case "arc=pass":
 			return string(Pass)
+		case "arc=temperror":
+			return string(TempError)
 		}
 	}
 	return string(Fail)
+}
+
+// bare results are without comments and quoted strings, in which strangers could write anything.
+func bare(s string) string {
+	var b strings.Builder
+	depth, quoted := 0, false
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '\\':
+			i++
+		case quoted:
+			quoted = c != '"'
+		case c == '(':
+			depth++
+		case c == ')' && depth > 0:
+			depth--
+		case depth > 0:
+		case c == '"':
+			quoted = true
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
