@@ -22,18 +22,27 @@ type Header []Field
 // ParseHeader splits a header block into fields. Lines that are none are dropped.
 func ParseHeader(block []byte) Header {
 	var h Header
+	var value []byte // of the last field; put into it when the next one begins, so that many folds cost no more than few
+	end := func() {
+		if len(h) > 0 {
+			h[len(h)-1].Value = string(value)
+		}
+	}
 	for len(block) > 0 {
 		line, rest := cutLine(block)
 		block = rest
 		if (line[0] == ' ' || line[0] == '\t') && len(h) > 0 {
-			h[len(h)-1].Value += "\r\n" + trimEnd(line)
+			value = append(append(value, "\r\n"...), trimEnd(line)...)
 			continue
 		}
-		name, value, ok := bytes.Cut(line, []byte(":"))
+		name, first, ok := bytes.Cut(line, []byte(":"))
 		if name = bytes.TrimRight(name, " \t"); ok && len(name) > 0 {
-			h = append(h, Field{Name: string(name), Value: trimEnd(value)})
+			end()
+			h = append(h, Field{Name: string(name)})
+			value = append(value[:0], trimEnd(first)...)
 		}
 	}
+	end()
 	return h
 }
 
@@ -44,7 +53,7 @@ func cutLine(b []byte) (line, rest []byte) {
 	return b, nil
 }
 
-func trimEnd(b []byte) string { return strings.TrimRight(string(b), "\r\n") }
+func trimEnd(b []byte) []byte { return bytes.TrimRight(b, "\r\n") }
 
 // Get answers with the first field of a name, unfolded and trimmed; "" when there is none.
 func (h Header) Get(name string) string {
@@ -102,8 +111,12 @@ func DecodeWords(s string) string {
 	return s
 }
 
+// charsetReader reads an unknown charset as ISO 8859-1, as DecodedText does, so that one such word hides no others.
 func charsetReader(charset string, r io.Reader) (io.Reader, error) {
 	enc, err := htmlindex.Get(charset)
+	if err != nil {
+		enc, err = htmlindex.Get("windows-1252")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -89,6 +90,8 @@ two
 `, "multipart/mixed\n multipart/alternative !closing boundary missing\n  text/plain \"one\"\n text/plain \"two\"\n"},
 		"no boundary in the body": {"Content-Type: multipart/mixed; boundary=b\n\nx\n",
 			"multipart/mixed \"x\\r\\n\" !boundary never stands in the body\n"},
+		"text behind a boundary": {"Content-Type: multipart/mixed; boundary=b\n\n--b ignored\n\none\n--b2\n--bx ignored\n--b-- ignored\n\n--b\n",
+			"multipart/mixed\n text/plain \"one\\r\\n--b2\\r\\n--bx ignored\"\n"},
 		"digest": {"Content-Type: multipart/digest; boundary=b\n\n--b\n\nSubject: a\n\nx\n--b--\n",
 			"multipart/digest\n message/rfc822\n  text/plain \"x\"\n"},
 		"RFC 2231 name": {"Content-Disposition: attachment; filename*0*=utf-8''a%20; filename*1=b.exe\n\nx",
@@ -147,11 +150,52 @@ func TestDecoded(t *testing.T) {
 	}
 }
 
+func TestDecodeWords(t *testing.T) {
+	for in, want := range map[string]string{
+		"=?utf-8?q?gr=C3=BC=C3=9Fe?=":          "gr\u00fc\u00dfe",
+		"=?x-unknown?q?a?= =?utf-8?b?YmM=?= d": "abc d",
+		"=?utf-8?b?!!?= =?utf-8?q?x?=":         "=?utf-8?b?!!?= x",
+		"=?utf-8?q?open":                       "=?utf-8?q?open",
+	} {
+		if got := DecodeWords(in); got != want {
+			t.Errorf("%q is %q, want %q", in, got, want)
+		}
+	}
+}
+
+// A megabyte of header that is made to cost much costs memory in proportion.
+func TestHeaderFloods(t *testing.T) {
+	for name, line := range map[string]string{
+		"folds": " x\r\n", "fields": "A:\r\n", "words": " =?utf-8?q?a?=\r\n", "open words": " =?utf-8?q?\r\n", "marks": "=?", "parameters": ";\r\n a=b",
+		"continuations": ";\r\n a*0=b", "comments": "((", "quotes": "\"", "addresses": " a@b.c,\r\n", "groups": " a:;\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			block := []byte("From: x\r\nContent-Type: multipart/mixed; boundary=b" + strings.Repeat(line, (1<<20)/len(line)) + "\r\n")
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			tree, err := Parse(context.Background(), block, bytes.NewReader([]byte("--b\r\n\r\nx\r\n--b--\r\n")), Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []string{"From", "Content-Type"} {
+				_ = tree.Root.Header.Decoded(f)
+				_, _ = tree.Root.Header.Addresses(f)
+			}
+			runtime.ReadMemStats(&after)
+			if used := after.TotalAlloc - before.TotalAlloc; used > 512<<20 {
+				t.Errorf("%d MiB allocated for one of header", used>>20)
+			}
+		})
+	}
+}
+
 // FuzzParse: whatever comes, parts lie inside their parents and in order, and reading them does not fail.
 func FuzzParse(f *testing.F) {
 	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b\n\nx\n--b--\n")
 	f.Add("Content-Type: message/rfc822\n\nContent-Type: multipart/mixed; boundary=\"\"\n\n--\n")
 	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b\n--b\n--b--")
+	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: message/rfc822\n\nContent-Type: multipart/mixed; boundary=c\n\n--b--\n")
+	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b x\n\n--b-- y\n")
 	f.Fuzz(func(t *testing.T, msg string) {
 		tree, err := parse(t, msg, Limits{Depth: 10, Parts: 100})
 		if err != nil {

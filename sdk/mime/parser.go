@@ -46,10 +46,11 @@ func (p *parser) multipart(part *Part) error {
 		}
 		switch stop {
 		case stopAncestor, stopEnd:
-			part.End = end
-			if len(part.Parts) == 0 {
+			part.End = max(end, part.Content)
+			if n := len(part.Parts); n == 0 {
 				part.defect("boundary never stands in the body")
 			} else {
+				part.End = max(part.End, part.Parts[n-1].End)
 				part.defect("closing boundary missing")
 			}
 			return nil
@@ -195,14 +196,15 @@ func boundaryOf(p *Part, line []byte) *Part {
 }
 
 // isBoundary reports whether line is the delimiter of boundary, and whether it is the closing one. White space
-// may follow (RFC 2046 section 5.1.1, transport padding).
+// may follow (RFC 2046 section 5.1.1, transport padding), and anything behind that, which some readers pass over.
 func isBoundary(line []byte, boundary string) (closing, ok bool) {
 	rest, ok := bytes.CutPrefix(line[2:], []byte(boundary))
 	if !ok {
 		return false, false
 	}
 	rest, closing = bytes.CutPrefix(rest, []byte("--"))
-	return closing, len(bytes.TrimRight(rest, " \t\r\n")) == 0
+	rest = bytes.TrimRight(rest, "\r\n")
+	return closing, len(rest) == 0 || rest[0] == ' ' || rest[0] == '\t'
 }
 
 // lineScanner hands out the lines of a body with their line ends. A line longer than the buffer comes in
