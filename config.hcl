@@ -172,6 +172,10 @@ agent "antivirus" {
   sandbox {
     connect = ["unix:/run/clamav/clamd.ctl"]
   }
+  # canary {                       # try a new version or config block on a share of the sessions first; or shadow { }
+  #   share    = "10%"
+  #   duration = "1h"
+  # }
   config {}
 }
 

@@ -25,9 +25,7 @@ var versions struct {
 func mockVersion(t testing.TB, version string) string {
 	t.Helper()
 	versions.Do(func() {
-		if versions.dir, versions.err = os.MkdirTemp("/tmp", "v"); versions.err != nil {
-			return
-		}
+		versions.dir = filepath.Join(rig.Bin(t), "versions")
 		for _, v := range []string{"1.1.0", "1.2.0"} {
 			cmd := exec.Command("go", "build", "-ldflags", "-X main.release="+v, "-o", filepath.Join(versions.dir, "mock-"+v), "../plugins/mock")
 			if out, err := cmd.CombinedOutput(); err != nil {
