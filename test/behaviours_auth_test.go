@@ -425,7 +425,22 @@ func TestSenderauthActions(t *testing.T) {
 // TestSenderauthReports counts mail, and sends a DMARC aggregate report when the day is over.
 func TestSenderauthReports(t *testing.T) {
 	sink, z := rig.StartSink(t), authWorld(t)
-	h := rig.Start(t, internal(sink.Addr)+senderauth(z, "    report_from  = \"dmarc@example.org\"\n    dmarc_reject = \"reject\""))
+	h := rig.New(t, internal(sink.Addr)+senderauth(z, "    report_from  = \"dmarc@example.org\"\n    dmarc_reject = \"reject\"")+`
+agent "dkimsign" {
+  priority = 130
+  when {
+    traffic = ["outbound"]
+  }
+  config {
+    key "example.org" "ed" {
+      file = "ed.pem"
+    }
+  }
+}
+`)
+	keyFile(t, h, "ed.pem", edKey('e'))
+	z.key(t, "ed._domainkey.example.org", edKey('e'))
+	h.Start()
 	scheduled(h, "senderauth")
 	for range 2 {
 		c := from(h, "203.0.113.9")
@@ -470,6 +485,9 @@ func TestSenderauthReports(t *testing.T) {
 	begin := yesterday.Truncate(24 * time.Hour).Unix()
 	if name := fmt.Sprintf("example.org!x.example!%d!%d!", begin, begin+86399); !strings.Contains(got.Content, name) {
 		t.Errorf("no file %s in\n%s", name, got.Content)
+	}
+	if all := verified(t, z, got.Content); !slices.Equal(all, []string{"ed25519-sha256 ed@example.org pass"}) { // it passes DMARC itself
+		t.Errorf("signatures of the report: %v", all)
 	}
 	document := unpack(t, got.Content)
 	for _, want := range []string{
@@ -534,6 +552,54 @@ func TestSenderauthWithoutDNS(t *testing.T) {
 	})
 	if n := strings.Count(h.Log(), "works again"); n != 1 {
 		t.Errorf("the log says %d times that DNS is back", n)
+	}
+}
+
+// TestSenderauthHostile: DNS that says nothing or nonsense, and messages that make much work, cost bounded time and have a verdict.
+func TestSenderauthHostile(t *testing.T) {
+	mute, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	babble, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer babble.Close()
+	go func() {
+		buffer := make([]byte, 4096)
+		for {
+			n, addr, err := babble.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			answer := bytes.Repeat([]byte{0xc0, 0x0c, 0xff}, 300)
+			copy(answer, buffer[:min(n, 12)]) // the id is right, all else is not
+			answer[2] |= 0x80
+			_, _ = babble.WriteTo(answer, addr)
+		}
+	}()
+	signature := "DKIM-Signature: v=1; a=rsa-sha256; d=n%d.example; s=a; h=from; bh=%s; b=AAAA\r\n"
+	var many strings.Builder
+	for i := range 500 {
+		fmt.Fprintf(&many, signature, i, strings.Repeat("A", 43)+"=")
+	}
+	seals := "ARC-Seal: i=1\r\nARC-Message-Signature: i=1\r\nARC-Authentication-Results: i=1;\r\n"
+	for name, c := range map[string]struct{ server, header, data string }{
+		"mute DNS":       {mute.LocalAddr().String(), "", "spf=temperror dkim=none dmarc=temperror arc=none sender-id=temperror"},
+		"babbling DNS":   {babble.LocalAddr().String(), "", "spf=temperror dkim=none dmarc=temperror arc=none sender-id=temperror"},
+		"500 signatures": {mute.LocalAddr().String(), many.String(), "spf=temperror dkim=temperror dmarc=temperror arc=none sender-id=temperror"},
+		"60 seals":       {mute.LocalAddr().String(), strings.Repeat(seals, 60), "spf=temperror dkim=none dmarc=temperror arc=fail sender-id=temperror"},
+		"a large header": {mute.LocalAddr().String(), strings.Repeat("X-Long: "+strings.Repeat("x", 900)+"\r\n", 200), "spf=temperror dkim=none dmarc=temperror arc=none sender-id=temperror"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sink := rig.StartSink(t)
+			h := rig.Start(t, internal(sink.Addr)+senderauth(&zone{addr: c.server}, "    dns_timeout = \"1s\""))
+			p := passage{ip: "203.0.113.9", from: "a@z.example", to: []string{"b@example.org"}, content: c.header + fromLine("a@z.example"),
+				event: "OnEndOfData", reason: "Verified", data: c.data, hop: []string{"b@example.org"}}
+			p.pass(t, h, sink, "senderauth")
+		})
 	}
 }
 
