@@ -5,7 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/posternmail/postern/sdk/dkim"
 	"github.com/posternmail/postern/test/rig"
 )
 
@@ -158,4 +160,20 @@ func bounceComesBack(t *testing.T, h *rig.Host, sink *rig.Sink) {
 		{name: "no bounce address", ip: "203.0.113.9", from: "", to: []string{"SRS0=x@example.org"}, rcpt: "550 5.1.1 Not a valid bounce address [id]",
 			event: "OnRcpt", verdict: "reject", reason: "srs-invalid", data: "not an SRS address"},
 	})
+}
+
+// TestRewriteAndSignatures: a signature over To is judged as the message was received, though To is rewritten before.
+func TestRewriteAndSignatures(t *testing.T) {
+	sink, z := rig.StartSink(t), authWorld(t)
+	h := rig.Start(t, internal(sink.Addr)+"accepted_domain \"corp.example.org\" {\n  type = \"internal_relay\"\n}\n"+senderauth(z, "    dkim_fail = \"reject\"")+rewriting(rewriteEntries))
+	text := "From: jane@x.example\r\nTo: Ann <ann.smith@example.org>\r\nSubject: hello\r\n\r\nhello\r\n"
+	s := dkim.Signer{Domain: "x.example", Selector: "s1", Key: edKey('x'), Headers: []string{"From", "To", "Subject"}}
+	value, err := s.Sign(messageOf(text), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := passage{ip: "203.0.113.9", from: "jane@x.example", to: []string{"ann.smith@example.org"}, content: "DKIM-Signature:" + value + "\r\n" + text,
+		event: "OnEndOfData", reason: "Verified", data: "spf=fail dkim=pass dmarc=pass arc=none sender-id=fail", stamps: []string{"auth.dkim=pass"},
+		hop: []string{"ann@corp.example.org"}, has: []string{"To: Ann <ann@corp.example.org>\r\n", "dkim=pass"}}
+	p.pass(t, h, sink, "senderauth")
 }
