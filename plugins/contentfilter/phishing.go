@@ -217,8 +217,14 @@ func (p *phish) borrows(d domain) bool {
 	return false
 }
 
+// maxName is the longest domain name with U-labels, in octets: 253 of ASCII, each from four of UTF-8 at most.
+const maxName = 4 * 253
+
 // domainOf reads a name under a public suffix of the root zone; anything else, such as a file name, is none.
 func domainOf(name string) domain {
+	if len(name) > maxName { // Punycode costs more than its length
+		return domain{}
+	}
 	ascii, err := idna.Lookup.ToASCII(strings.ToLower(strings.Trim(name, ".")))
 	if err != nil || len(ascii) > 253 {
 		return domain{}
