@@ -212,6 +212,11 @@ func (h *Host) degraded() (out []string) {
 	if since := h.out.Load(); since != nil {
 		out = append(out, fmt.Sprintf("no connections are taken since %s (postern drain); a restart takes them again", since.Format(time.RFC3339)))
 	}
+	if q := h.queue.Load(); q != nil {
+		if err := q.Room(); err != nil {
+			out = append(out, fmt.Sprintf("no new mail is taken (452): %s: %v", h.data("queue"), err))
+		}
+	}
 	if n := h.pickup.Unreadable(); n > 0 {
 		out = append(out, fmt.Sprintf("%d unreadable files of a former host are in %s", n, h.pickup.Parked()))
 	}

@@ -78,6 +78,12 @@ func TestFullDiskRefusesNewMail(t *testing.T) {
 	item, err := store.Load("old")
 	must(t, err)
 	must(t, store.Replace(item, child(item, "still possible")))
+	q, err := queue.New(store, queue.Options{})
+	must(t, err)
+	defer q.Close()
+	if err := q.Room(); !errors.Is(err, queue.ErrFull) {
+		t.Errorf("the queue has room: %v", err)
+	}
 }
 
 // TestBrokenIsTold sees to it that the host learns of a failure, so that it can end.

@@ -109,6 +109,15 @@ func New(store Store, o Options) (*Queue, error) {
 	return q, nil
 }
 
+// Room is an error that wraps ErrFull while the disk has too little room for new mail. Stores that have no bounds always
+// have room.
+func (q *Queue) Room() error {
+	if s, bounded := q.store.(interface{ Room() error }); bounded {
+		return s.Room()
+	}
+	return nil
+}
+
 // SetConfig replaces the times of the queue, for what is decided from now on. The limits of connections stay.
 func (q *Queue) SetConfig(c config.Queue) { q.config.Store(&c) }
 

@@ -400,8 +400,9 @@ type spaceCheck struct {
 	free uint64
 }
 
-// room tells whether new mail may be taken. Changes of what is there are always taken: they are the way to room.
-func (s *diskStore) room() error {
+// Room tells whether new mail may be taken; its error wraps ErrFull. Changes of what is there are always taken: they are
+// the way to room.
+func (s *diskStore) Room() error {
 	if s.reserve == 0 {
 		return nil
 	}

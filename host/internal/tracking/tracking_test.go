@@ -236,6 +236,20 @@ func TestADiskThatFailsLosesRecordsAndIsFoundAgain(t *testing.T) {
 	}
 }
 
+// An operator looks into the ledger just when the disk is full.
+func TestLedgerThatCannotBeWrittenCanBeRead(t *testing.T) {
+	f := open(t, t.TempDir(), config.Ledger{}, nil)
+	f.Write(&Record{Event: Receive, Message: "before"})
+	find(t, f, Query{})
+	if err := f.out.file.Close(); err != nil { // what is written now fails, as on a full disk
+		t.Fatal(err)
+	}
+	f.Write(&Record{Event: Receive, Message: "lost"})
+	if records := find(t, f, Query{}); len(records) != 1 || records[0].Message != "before" || f.Dropped() != 1 {
+		t.Errorf("%d records, dropped %d", len(records), f.Dropped())
+	}
+}
+
 func TestFilesByDayAndSizeWithinBounds(t *testing.T) {
 	dir := t.TempDir()
 	c := &clock{now: day}
