@@ -118,6 +118,8 @@ func (f *findings) whyNot(disposition string) (override, comment string) {
 		return "local_policy", fmt.Sprintf("arc=pass as[%d].d=%s", newest, f.sealer)
 	case disposition != asked:
 		return "local_policy", ""
+	case f.dmarc.result == resultFail && f.dmarc.sampled && f.dmarc.record.testing:
+		return "other", "policy_test_mode"
 	case f.dmarc.result == resultFail && f.dmarc.sampled:
 		return "sampled_out", ""
 	}

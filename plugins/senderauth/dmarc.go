@@ -25,13 +25,15 @@ type dmarcResult struct {
 
 	record  *dmarcRecord // nil: there is none
 	owner   string       // domain at which it was found
-	sampled bool         // the message is outside of the percentage that the policy is for
+	sampled bool         // the policy is for a percentage of messages without this one, or only tried out
 }
 
-// dmarcRecord is a policy record (RFC 7489 section 6.3).
+// dmarcRecord is a policy record (RFC 7489 section 6.3), with what RFC 9989 section 4.7 adds.
 type dmarcRecord struct {
 	policy     string
 	subdomains string
+	absent     string // np: of subdomains that do not exist
+	testing    bool   // t=y: the owner only tries it out
 	strictDKIM bool
 	strictSPF  bool
 	percent    int
@@ -100,8 +102,12 @@ func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult,
 		return out
 	}
 	out.record, out.owner = record, owner
-	out.policy = record.apply(owner != domain, id)
-	out.sampled = out.policy != record.asked(owner != domain)
+	asked := record.asked(owner != domain)
+	if owner != domain && record.absent != asked && !a.exists(ctx, domain) {
+		asked = record.absent
+	}
+	out.policy = record.apply(asked, id)
+	out.sampled = out.policy != asked
 	out.spf = s.result == resultPass && aligned(asciiDomain(s.domain), domain, record.strictSPF)
 	temporary := s.result == resultTempError && aligned(asciiDomain(s.domain), domain, record.strictSPF)
 	for _, v := range signatures {
@@ -158,7 +164,8 @@ func parseDMARC(text string) *dmarcRecord {
 	}
 	lower := func(name string) string { return strings.ToLower(tags[name]) }
 	r := &dmarcRecord{
-		policy: lower("p"), subdomains: lower("sp"), strictDKIM: lower("adkim") == "s", strictSPF: lower("aspf") == "s",
+		policy: lower("p"), subdomains: lower("sp"), absent: lower("np"), testing: lower("t") == "y",
+		strictDKIM: lower("adkim") == "s", strictSPF: lower("aspf") == "s",
 		percent: 100, options: tags["fo"], reports: tags["rua"],
 	}
 	if !isPolicy(r.policy) {
@@ -169,6 +176,9 @@ func parseDMARC(text string) *dmarcRecord {
 	}
 	if !isPolicy(r.subdomains) {
 		r.subdomains = r.policy
+	}
+	if !isPolicy(r.absent) {
+		r.absent = r.subdomains
 	}
 	if n, err := strconv.Atoi(tags["pct"]); err == nil && n >= 0 && n < 100 {
 		r.percent = n
@@ -206,13 +216,13 @@ func (r *dmarcRecord) asked(below bool) string {
 	return r.policy
 }
 
-// apply to a message: those outside of the percentage get the next milder policy (RFC 7489 section 6.6.4).
-func (r *dmarcRecord) apply(below bool, id string) string {
-	p := r.asked(below)
-	if r.percent == 100 || sample(id) < r.percent {
-		return p
+// apply to a message what is asked for: those outside of the percentage get the next milder policy (RFC 7489 section
+// 6.6.4), and so do all while the owner tries it out (RFC 9989 section 4.7).
+func (r *dmarcRecord) apply(asked, id string) string {
+	if !r.testing && (r.percent == 100 || sample(id) < r.percent) {
+		return asked
 	}
-	if p == policyReject {
+	if asked == policyReject {
 		return policyQuarantine
 	}
 	return resultNone

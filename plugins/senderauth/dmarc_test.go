@@ -42,6 +42,8 @@ func TestDMARCRecords(t *testing.T) {
 		{"v=DMARC1; p=reject", true, "reject"},
 		{"v=DMARC1; p=reject; pct=0", false, "quarantine"},
 		{"v=DMARC1; p=quarantine; pct=0", false, "none"},
+		{"v=DMARC1; p=reject; t=y", false, "quarantine"},
+		{"v=DMARC1; p=quarantine; t=y; pct=100", false, "none"},
 		{"v=DMARC1; p=nonsense; rua=mailto:a@x.example", false, "none"},
 		{"v=DMARC1; p=nonsense", false, ""},
 		{"v=DMARC2; p=reject", false, ""},
@@ -50,7 +52,7 @@ func TestDMARCRecords(t *testing.T) {
 	} {
 		got := ""
 		if r := parseDMARC(c.text); r != nil {
-			got = r.apply(c.below, "id")
+			got = r.apply(r.asked(c.below), "id")
 		}
 		if got != c.want {
 			t.Errorf("%q: %q, expected %q", c.text, got, c.want)

@@ -24,6 +24,8 @@ func world(t *testing.T) string {
 	z := newZone(t,
 		`x.example. 60 IN TXT "v=spf1 ip4:192.0.2.0/24 -all"`,
 		`_dmarc.x.example. 60 IN TXT "v=DMARC1; p=reject; sp=quarantine"`,
+		`_dmarc.n.example. 60 IN TXT "v=DMARC1; p=none; sp=quarantine; np=reject"`,
+		`there.n.example. 60 IN A 192.0.2.1`,
 		`y.example. 60 IN TXT "v=spf1 ip4:198.51.100.0/24 ~all"`,
 		`y.example. 60 IN TXT "spf2.0/pra ip4:192.0.2.0/24 -all"`,
 		`broken.example. 60 IN TXT "v=spf1 nonsense -all"`,
@@ -94,6 +96,14 @@ func TestChangedMessage(t *testing.T) {
 	a := start(t, `dkim_fail = "reject"`)
 	text := strings.Replace(signedMessage(t, plain("jane@x.example")), "Hello\r\n", "Buy\r\n", 1)
 	send(a, "203.0.113.9", "list@z.example", text).Want(550, "5.7.20").WantReason("DKIM").WantStamp("auth.dkim", "fail")
+}
+
+// A domain may ask for more of subdomains that do not exist (RFC 9989 section 4.7).
+func TestPolicyOfSubdomains(t *testing.T) {
+	a := start(t, "")
+	for from, want := range map[string]string{"n.example": "none", "there.n.example": "quarantine", "not.there.n.example": "reject"} {
+		send(a, "203.0.113.9", "a@z.example", plain("a@"+from)).WantContinue().WantStamp("auth.dmarc", "fail").WantStamp("policy", want)
+	}
 }
 
 func TestSenderID(t *testing.T) {
