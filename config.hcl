@@ -114,6 +114,7 @@ agent "senderauth" {
   priority = 50
   config {
     # dmarc_reject = "stamp"       # stamp, quarantine, reject, delete
+    # report_from  = "dmarc-reports@example.org" # of the DMARC aggregate reports; without it none are sent
   }
 }
 
@@ -195,5 +196,6 @@ agent "dkimsign" {
   when { traffic = ["outbound"] }
   config {
     # key "example.org" "2026a" { file = "keys/2026a.pem" }
+    # seal "example.org" "2026a" { file = "keys/2026a.pem" } # ARC: needs "external" among the traffic
   }
 }
