@@ -25,30 +25,12 @@ func IdentityOf(f *os.File) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
-	return identity(info)
-}
-
-func identity(info os.FileInfo) (Identity, error) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.Mode().IsRegular() {
-		return Identity{}, fmt.Errorf("%s is not a file", info.Name())
+		return Identity{}, fmt.Errorf("%s is not a file", f.Name())
 	}
 	return Identity{
 		Device: uint64(stat.Dev), Inode: stat.Ino, Size: stat.Size,
 		Modified: stat.Mtim.Nano(), Changed: stat.Ctim.Nano(),
 	}, nil
-}
-
-// broken says which of the sealed files is not what it was.
-func broken(sealed []Sealed) error {
-	for _, s := range sealed {
-		info, err := os.Stat(s.Path)
-		if err != nil {
-			return err
-		}
-		if now, err := identity(info); err != nil || now != s.Identity {
-			return fmt.Errorf("%s was changed while it was being started", s.Path)
-		}
-	}
-	return nil
 }

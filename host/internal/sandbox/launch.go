@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -47,9 +46,10 @@ func inherited(number string) (*os.File, error) {
 type launcher struct {
 	order
 	warnings []string
-	scoped   bool     // Landlock keeps its signals inside
-	bound    bool     // Landlock lets it execute the files that it was told of, and no others that take their names
-	opened   *os.File // the program, until it is executed
+	scoped   bool       // Landlock keeps its signals inside
+	bound    bool       // Landlock lets it execute the files that were opened, and no others that take their names
+	sealed   []*os.File // those, open until the program is executed
+	opened   string     // path of the program by its descriptor; "": it is not sealed
 }
 
 // run does as it is told. All of it happens on the main thread, which the program's first thread will be.
@@ -70,11 +70,11 @@ func (l *launcher) run(spec string, say func(report) error) error {
 		{"user", l.changeUser},
 		{"capabilities", l.dropCapabilities},
 		{"no new privileges", func() error { return prctl(unix.PR_SET_NO_NEW_PRIVS, 1) }},
+		{"program", l.seal},
 		{"files and network", l.restrict},
 		// The signal that comes with the end of the host; a change of user has called it off.
 		{"parent", func() error { return prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)) }},
 		{"system calls", l.filter},
-		{"program", func() error { return broken(l.Policy.Sealed) }},
 		// Told before memory becomes scarce. A host that ended before the signal was asked for cannot be told.
 		{"the host", func() error { return say(report{Warnings: l.warnings}) }},
 		{"memory", func() error { return setLimit(unix.RLIMIT_DATA, l.Policy.Memory) }},
@@ -83,36 +83,56 @@ func (l *launcher) run(spec string, say func(report) error) error {
 			return fmt.Errorf("sandbox: %s: %w", step.what, err)
 		}
 	}
-	program, err := l.program()
-	if err != nil {
-		return fmt.Errorf("sandbox: program: %w", err)
-	}
-	if err := syscall.Exec(program, l.Args, l.Env); err != nil {
+	if err := syscall.Exec(l.program(), l.Args, l.Env); err != nil {
 		return &os.PathError{Op: "executing", Path: l.Path, Err: l.explain(err)}
 	}
 	return nil
 }
 
-// program is the path to execute. Where nothing binds a path to the file that was looked into, it leads by way of a
-// descriptor: another file may have taken the name since. A script needs its name, and so does ps.
-func (l *launcher) program() (string, error) {
-	i := slices.IndexFunc(l.Policy.Sealed, func(s Sealed) bool { return s.Path == l.Path })
-	if l.bound || i < 0 {
-		return l.Path, nil
+// seal opens the files that must be as they were, and has the rules of Landlock made for what was opened: another file
+// that takes the name of one can then be neither executed nor read.
+func (l *launcher) seal() error {
+	for _, one := range l.Policy.Sealed {
+		fd, err := unix.Open(one.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "opening", Path: one.Path, Err: err}
+		}
+		f := os.NewFile(uintptr(fd), one.Path)
+		if now, err := IdentityOf(f); err != nil || now != one.Identity {
+			return fmt.Errorf("%s was changed while it was being started", one.Path)
+		}
+		opened := fmt.Sprintf("/proc/self/fd/%d", fd)
+		for i, path := range l.Policy.Program {
+			if path == one.Path {
+				l.Policy.Program[i] = opened
+			}
+		}
+		if one.Path == l.Path {
+			l.opened = opened
+		}
+		l.sealed = append(l.sealed, f)
 	}
-	f, err := os.Open(l.Path)
+	return nil
+}
+
+// program is the path to execute. Where Landlock binds no path to what was opened, it leads by way of the descriptor.
+// A script needs its name all the same, and so does ps wherever it can be had.
+func (l *launcher) program() string {
+	if l.bound || l.opened == "" || isScript(l.opened) {
+		return l.Path
+	}
+	return l.opened
+}
+
+func isScript(path string) bool {
+	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return false
 	}
-	l.opened = f
-	if now, err := IdentityOf(f); err != nil || now != l.Policy.Sealed[i].Identity {
-		return "", fmt.Errorf("%s was changed while it was being started", l.Path)
-	}
-	magic := make([]byte, 4)
-	if _, err := f.ReadAt(magic, 0); err != nil || string(magic) != "\x7fELF" {
-		return l.Path, nil
-	}
-	return fmt.Sprintf("/proc/self/fd/%d", f.Fd()), nil
+	defer f.Close()
+	magic := make([]byte, 2)
+	_, err = f.ReadAt(magic, 0)
+	return err == nil && string(magic) == "#!"
 }
 
 // explain says what a refusal may come from.
