@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
@@ -157,7 +158,7 @@ func (a *Auth) verify(ctx context.Context, e *sdk.DataEvent, c client) *findings
 	verifier := &dkim.Verifier{Lookup: a.resolver.TXT, Now: e.Time, Max: a.MaxSignatures}
 	var all sync.WaitGroup
 	all.Go(func() { f.spf = a.checkSPF(ctx, c, e.Sender.Mailbox) })
-	all.Go(func() { f.signatures = verifier.Verify(ctx, message) })
+	all.Go(func() { f.signatures = whole(verifier.Verify(ctx, message)) })
 	all.Go(func() { f.chain = arc.Validate(ctx, verifier, message) })
 	if a.SenderID {
 		all.Go(func() {
@@ -175,6 +176,17 @@ func (a *Auth) verify(ctx context.Context, e *sdk.DataEvent, c client) *findings
 		f.sealer = a.override(f.chain)
 	}
 	return f
+}
+
+// whole takes from signatures what they leave to others: with l= anybody could put a body of his own behind the one that was
+// signed, or around it (RFC 6376 section 8.2).
+func whole(all []dkim.Verification) []dkim.Verification {
+	for i, v := range all {
+		if v.Result == dkim.Pass && v.Unsigned > 0 {
+			all[i].Result, all[i].Reason = dkim.Policy, fmt.Sprintf("%d octets of the body are not signed", v.Unsigned)
+		}
+	}
+	return all
 }
 
 // override is the trusted sealer who found that DMARC passed: one of the newest seals, without one of somebody

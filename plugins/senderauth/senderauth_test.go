@@ -106,6 +106,31 @@ func TestPolicyOfSubdomains(t *testing.T) {
 	}
 }
 
+// A signature with l= proves nothing of a message that somebody has put more behind.
+func TestPartlySigned(t *testing.T) {
+	a := start(t, "")
+	text := plain("jane@x.example")
+	header, body, _ := strings.Cut(text, "\r\n\r\n")
+	m := dkim.NewMessage([]byte(header), strings.NewReader(body), int64(len(body)))
+	sum, err := m.RelaxedBodyHash()
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := signer.SignField(m, "DKIM-Signature", []dkim.Tag{
+		{Name: "v", Value: "1"}, {Name: "a", Value: "ed25519-sha256"}, {Name: "b"}, {Name: "bh", Value: sum}, {Name: "c", Value: "relaxed/relaxed"},
+		{Name: "d", Value: signer.Domain}, {Name: "h", Value: strings.Join(signer.Headers, ":")}, {Name: "l", Value: fmt.Sprint(len(body))}, {Name: "s", Value: signer.Selector},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = "DKIM-Signature:" + value + "\r\n" + text
+	send(a, "203.0.113.9", "a@z.example", text).WantContinue().WantStamp("auth.dkim", "pass").WantStamp("auth.dmarc", "pass")
+	out := send(a, "203.0.113.9", "a@z.example", text+"Buy this\r\n").WantContinue().WantStamp("auth.dkim", "policy").WantStamp("auth.dmarc", "fail")
+	if !strings.Contains(out.Message(), `reason="10 octets of the body are not signed"`) {
+		t.Errorf("%s", out.Message())
+	}
+}
+
 func TestSenderID(t *testing.T) {
 	a := start(t, `
 		senderid_fail      = "reject"
