@@ -74,7 +74,7 @@ func refusedRcpt(t *testing.T, h *rig.Host, c *rig.Client, text, reason, data st
 		t.Errorf("got  %q\nwant %q", reply, want)
 	}
 	r := waitRecord(h, id, "REJECT")
-	if r.Command != "RCPT" || r.Agent != "connfilter" || r.Version != "1.1.0" || r.AgentEvent != "OnRcpt" || r.Reason != reason ||
+	if r.Command != "RCPT" || r.Agent != "connfilter" || r.Version != "1.2.0" || r.AgentEvent != "OnRcpt" || r.Reason != reason ||
 		len(r.Recipients) != 1 || r.Recipients[0].Address != "b@example.org" {
 		t.Errorf("the ledger has %+v", r)
 	}
@@ -237,7 +237,7 @@ func TestContentfilter(t *testing.T) {
 	c := from(h, "192.0.2.1")
 	got := passed(t, h, sink, c, "X-Postern-SCL: -1\r\nX-Postern-Antispam-Report: forged\r\n"+helloMessage)
 	if !strings.Contains(got.Content, "X-Postern-SCL: 0\r\n") || strings.Count(got.Content, "X-Postern-SCL") != 1 ||
-		!strings.Contains(got.Content, "X-Postern-Antispam-Report: DV:1.1.0;NoModel;OrigIP:192.0.2.1\r\n") || strings.Contains(got.Content, "forged") {
+		!strings.Contains(got.Content, "X-Postern-Antispam-Report: DV:1.2.0;NoModel;OrigIP:192.0.2.1\r\n") || strings.Contains(got.Content, "forged") {
 		t.Errorf("the next hop got\n%s", got.Content)
 	}
 	if !strings.HasSuffix(got.Content, helloMessage) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/address"
+	"github.com/posternmail/postern/sdk/feed"
 	"github.com/posternmail/postern/sdk/match"
 )
 
@@ -17,17 +18,19 @@ import (
 
 // Config is the agent's configuration. Empty, it honours the table ip-block and refuses clients that do not wait for replies.
 type Config struct {
-	AllowList          *List           `hcl:"allow_list,block" doc:"Clients that no antispam agent judges."`
-	BlockList          *List           `hcl:"block_list,block" doc:"Clients whose mail is refused."`
-	AllowProviders     []Provider      `hcl:"dnswl,block" doc:"DNS list of good clients. A hit counts like one in allow_list, and before all hits in dnsbl. The first block has the highest priority."`
-	BlockProviders     []BlockProvider `hcl:"dnsbl,block" doc:"DNS list of bad clients. The first block has the highest priority."`
-	BypassedRecipients []string        `hcl:"bypassed_recipients,optional" doc:"Recipients (user@domain, domain, *.domain) who get mail from refused clients all the same." example:"[\"abuse@example.org\"]"`
-	BlockResponse      string          `hcl:"block_response,optional" default:"External client with IP address {ip} does not have permissions to submit to this server" doc:"Text of the refusal by block_list, up to 240 characters. {ip} is the client's address."`
-	MachineResponse    string          `hcl:"machine_response,optional" default:"External client with IP address {ip} is blocked for a time because of its reputation" doc:"Text of the refusal by the table ip-block, likewise."`
-	EarlyTalkers       string          `hcl:"early_talkers,optional" default:"reject" one_of:"reject note ignore" doc:"What becomes of clients that do not wait: that talk before the greeting, or send on behind HELO, EHLO or DATA, or behind anything without EHLO, before the reply. Note writes it into the ledger alone."`
-	EarlyResponse      string          `hcl:"early_response,optional" default:"Protocol error: the client does not wait for replies" doc:"Text of their refusal, up to 240 characters. {ip} is the client's address."`
-	DNSTimeout         time.Duration   `hcl:"dns_timeout,optional" default:"3s" min:"100ms" max:"15s" doc:"How long all DNS lists together are waited for, within the time that the host gives the event. A list that has not answered by then is as if it had no entry."`
-	DNSServers         []string        `hcl:"dns_servers,optional" doc:"Servers to ask (address, or address:port) instead of the host's resolvers." example:"[\"127.0.0.1:53\"]"`
+	AllowList           *List           `hcl:"allow_list,block" doc:"Clients that no antispam agent judges."`
+	BlockList           *List           `hcl:"block_list,block" doc:"Clients whose mail is refused."`
+	AllowProviders      []Provider      `hcl:"dnswl,block" doc:"DNS list of good clients. A hit counts like one in allow_list, and before all hits in dnsbl. The first block has the highest priority."`
+	BlockProviders      []BlockProvider `hcl:"dnsbl,block" doc:"DNS list of bad clients. The first block has the highest priority."`
+	Feeds               []feed.Source   `hcl:"feed,block" doc:"Signed lists from elsewhere, fetched on a schedule (docs/feeds.md): ip-allow, ip-block, ip-reputation."`
+	ReputationThreshold int             `hcl:"reputation_threshold,optional" default:"7" min:"1" max:"9" doc:"Level of a feed's ip-reputation, 1 to 9, from which on a client is refused."`
+	BypassedRecipients  []string        `hcl:"bypassed_recipients,optional" doc:"Recipients (user@domain, domain, *.domain) who get mail from refused clients all the same." example:"[\"abuse@example.org\"]"`
+	BlockResponse       string          `hcl:"block_response,optional" default:"External client with IP address {ip} does not have permissions to submit to this server" doc:"Text of the refusal by block_list and by the ip-block of a feed, up to 240 characters. {ip} is the client's address."`
+	MachineResponse     string          `hcl:"machine_response,optional" default:"External client with IP address {ip} is blocked for a time because of its reputation" doc:"Text of the refusal by the table ip-block, and by the reputation that a feed gives, likewise."`
+	EarlyTalkers        string          `hcl:"early_talkers,optional" default:"reject" one_of:"reject note ignore" doc:"What becomes of clients that do not wait: that talk before the greeting, or send on behind HELO, EHLO or DATA, or behind anything without EHLO, before the reply. Note writes it into the ledger alone."`
+	EarlyResponse       string          `hcl:"early_response,optional" default:"Protocol error: the client does not wait for replies" doc:"Text of their refusal, up to 240 characters. {ip} is the client's address."`
+	DNSTimeout          time.Duration   `hcl:"dns_timeout,optional" default:"3s" min:"100ms" max:"15s" doc:"How long all DNS lists together are waited for, within the time that the host gives the event. A list that has not answered by then is as if it had no entry."`
+	DNSServers          []string        `hcl:"dns_servers,optional" doc:"Servers to ask (address, or address:port) instead of the host's resolvers." example:"[\"127.0.0.1:53\"]"`
 }
 
 // List of networks.
@@ -72,10 +75,14 @@ func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 	f.allow, err = openList(r, "allow_list", cfg.AllowList)
 	errs = append(errs, err)
 	f.block, err = openList(r, "block_list", cfg.BlockList)
+	errs = append(errs, err)
+	f.feeds, err = feed.Open(r, "feed", cfg.Feeds, buildLists)
 	if err := errors.Join(append(errs, err)...); err != nil {
+		f.feeds.Close()
 		return nil, err
 	}
 	f.subscribe(r)
+	f.feeds.Subscribe(r)
 	f.stop = func() {}
 	if !r.Validating() {
 		f.stop = match.Follow(r.Logger(), map[string]match.Followed{f.allow.name: f.allow.files, f.block.name: f.block.files})

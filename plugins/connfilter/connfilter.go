@@ -11,6 +11,7 @@ import (
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/dns"
+	"github.com/posternmail/postern/sdk/feed"
 	"github.com/posternmail/postern/sdk/match"
 	"github.com/posternmail/postern/sdk/trace"
 )
@@ -28,6 +29,7 @@ type Filter struct {
 	bypassed  *match.Addresses
 	resolver  *dns.Resolver
 	health    *sdk.Health
+	feeds     *feed.Feeds[fedLists]
 	machine   sdk.Table[blocked]
 	stop      func() // ends the watching of files
 }
@@ -47,6 +49,9 @@ const (
 	reasonAllowProvider     = "AllowListProvider" // dnswl
 	reasonBlockList         = "LocalBlockList"    // block_list
 	reasonMachine           = "MachineBlockList"  // the table ip-block
+	reasonAllowFeed         = "AllowListFeed"     // a feed's ip-allow
+	reasonBlockFeed         = "BlockListFeed"     // a feed's ip-block
+	reasonReputation        = "FeedReputation"    // a feed's ip-reputation
 	reasonBlockProvider     = "BlockListProvider" // dnsbl
 	reasonEarlyTalker       = "EarlyTalker"       // early_talkers: before the greeting
 	reasonPipelining        = "PipeliningAbuse"   // early_talkers: before a reply
@@ -78,7 +83,10 @@ func (f *Filter) subscribe(r *sdk.Registrar) {
 }
 
 // Close is called when the last event of this configuration was answered.
-func (f *Filter) Close() { f.stop() }
+func (f *Filter) Close() {
+	f.stop()
+	f.feeds.Close()
+}
 
 // OnConnect looks into the own lists.
 func (f *Filter) OnConnect(_ context.Context, e *sdk.ConnectEvent) sdk.Verdict {
@@ -89,6 +97,9 @@ func (f *Filter) OnConnect(_ context.Context, e *sdk.ConnectEvent) sdk.Verdict {
 	j := f.judgeByLists(ip, e.Time)
 	if row, found := f.machine.Row(e); found && j.kind == unlisted {
 		j = f.judgeByRow(ip, row)
+	}
+	if j.kind == unlisted {
+		j = f.judgeByFeeds(ip, e.Time)
 	}
 	return j.session()
 }
@@ -138,6 +149,9 @@ func (f *Filter) OnEndOfHeaders(ctx context.Context, e *sdk.HeadersEvent) sdk.Ve
 	}
 	if row, found := f.machine.RowOf(e, ip.String()); found && j.kind == unlisted {
 		j = f.judgeByRow(ip, row)
+	}
+	if j.kind == unlisted {
+		j = f.judgeByFeeds(ip, e.Time)
 	}
 	if j.kind == unlisted {
 		j = f.askLists(ctx, ip)

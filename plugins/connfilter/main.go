@@ -2,7 +2,10 @@
 // Connection Filtering agent of Exchange's Edge Transport.
 package main
 
-import "github.com/posternmail/postern/sdk"
+import (
+	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/feed"
+)
 
 func main() { sdk.Main(info(), New) }
 
@@ -10,8 +13,9 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:     "connfilter",
-		Version:  "1.1.0",
+		Version:  "1.2.0",
 		Category: sdk.Antispam,
-		Summary:  "allows and refuses clients by their address: own lists and DNS lists",
+		Summary:  "allows and refuses clients by their address: own lists, signed feeds and DNS lists",
+		Commands: []sdk.Command{feed.Command(func(c Config) []feed.Source { return c.Feeds }, buildLists)},
 	}
 }

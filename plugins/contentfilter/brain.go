@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
+	"github.com/posternmail/postern/sdk/feed"
 )
 
 // brain is what the filter knows beside its configuration: the model with what was learnt since, and phrases in files.
@@ -20,6 +22,9 @@ type brain struct {
 	model atomic.Pointer[classifier.Model] // nil without
 	good  atomic.Pointer[phrases]
 	bad   atomic.Pointer[phrases]
+
+	feeds *feed.Feeds[fedKnowledge]
+	fed   *classifier.Model // that of the feeds which was applied last
 
 	modelPath           string
 	learnt              string // folder; empty: nothing is learnt
@@ -66,14 +71,23 @@ func (b *brain) readModel() error {
 
 // apply what was learnt to the model.
 func (b *brain) apply() {
-	m := b.base
+	m := cmp.Or(b.base, b.fed)
 	if m == nil {
+		b.model.Store(nil)
 		return
 	}
 	if examples := readLearnt(b.learnt); len(examples) > 0 {
 		m = m.Learn(examples)
 	}
 	b.model.Store(m)
+}
+
+// takeFed applies the model of the feeds, if that is another one than before.
+func (b *brain) takeFed() {
+	if fed := fedModel(b.feeds); fed != b.fed {
+		b.fed = fed
+		b.apply()
+	}
 }
 
 // fileState tells one version of a file from another. It is zero for a file that is not there.
@@ -131,6 +145,7 @@ func (b *brain) watch(logger hclog.Logger) (stop func()) {
 
 // look at the files once. What is broken is said once, and the old stays.
 func (b *brain) look(logger hclog.Logger) {
+	b.takeFed()
 	for kind, states := range b.states() {
 		w := &b.watched[kind]
 		settled := slices.Equal(states, w.seen)

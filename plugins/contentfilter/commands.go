@@ -11,11 +11,13 @@ import (
 
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/feed"
 )
 
 // commands of the agent.
 func commands() []sdk.Command {
 	return []sdk.Command{
+		feed.Command(func(c Config) []feed.Source { return c.Feeds }, buildKnowledge),
 		{Name: "train", Summary: "makes a model of sorted mail: --spam PATH... --ham PATH... (mbox, Maildir or folder)", Run: train},
 		{Name: "test", Summary: "judges sorted mail by the model: --spam PATH... --ham PATH...", Run: test},
 		{Name: "explain", Summary: "says what the model thinks of messages, and by which tokens: PATH...", Run: explain},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/feed"
 	"github.com/posternmail/postern/sdk/match"
 )
 
@@ -24,6 +25,7 @@ type Filter struct {
 	safelist   safelist
 	protected  []domain // that are imitated
 	brain      *brain
+	feeds      *feed.Feeds[fedKnowledge]
 	stop       func() // ends the watching of files; nil without
 }
 
@@ -150,10 +152,10 @@ func (f *Filter) rate(ctx context.Context, e *sdk.DataEvent) (rating, error) {
 	if find(d, func(text string) string { return contained(text, gtube) }) != "" {
 		return r.by(sclSpam, "GTUBE", "GTUBE"), nil
 	}
-	if p := find(d, f.good.find, f.brain.good.Load().find); p != "" {
+	if p := find(d, f.good.find, f.brain.good.Load().find, f.fedGood); p != "" {
 		return r.by(sclWanted, tokenPhrase, "good phrase "+strconv.Quote(p)), nil
 	}
-	if p := find(d, f.bad.find, f.brain.bad.Load().find); p != "" {
+	if p := find(d, f.bad.find, f.brain.bad.Load().find, f.fedBad); p != "" {
 		return r.by(sclSpam, tokenPhrase, "bad phrase "+strconv.Quote(p)), nil
 	}
 	return f.ask(d, r), nil

@@ -68,6 +68,7 @@ type one[T any] struct {
 	state  state
 	file   os.FileInfo // of the state, when it was read
 	failed string      // the bundle that could not be loaded, so that it is not tried again
+	told   string      // why the last bundle was refused, as the log has it
 	broken error       // why this process could not look at the source for want of the folder
 	since  time.Time   // when the source had been looked at last, then
 }
@@ -119,9 +120,12 @@ func (f *Feeds[T]) Subscribe(r *sdk.Registrar) {
 	r.OnSchedule(sdk.Every(f.every), sdk.MayChange())
 }
 
-// Values made of the bundles in use, in the order of the blocks. A feed without a bundle is left out.
+// Values made of the bundles in use, in the order of the blocks. A feed without a bundle is left out; a nil *Feeds has none.
 func (f *Feeds[T]) Values() iter.Seq[*Value[T]] {
 	return func(yield func(*Value[T]) bool) {
+		if f == nil {
+			return
+		}
 		for _, o := range f.all {
 			if v := o.value.Load(); v != nil && !yield(v) {
 				return
@@ -177,6 +181,9 @@ func (f *Feeds[T]) look() {
 		f.health.Report("folder of feed "+o.source.Name, broken)
 		f.health.Report("feed "+o.source.Name, unreachable)
 		f.health.Report("new bundle of feed "+o.source.Name, refused)
+		if o.refusedAnew(refused) { // Health tells the first reason of several in a row
+			f.logger.Warn("another bundle is refused", "feed", o.source.Name, "error", refused)
+		}
 		if loadErr == nil {
 			loadErr = o.expired(time.Now())
 		}
@@ -276,6 +283,15 @@ func (o *one[T]) troubles() (unreachable, refused, broken error) {
 		broken = o.broken
 	}
 	return unreachable, refused, broken
+}
+
+// refusedAnew reports whether a bundle is refused right after one that was refused for another reason.
+func (o *one[T]) refusedAnew(refused error) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	before := o.told
+	o.told = text(refused)
+	return before != "" && o.told != "" && before != o.told
 }
 
 // expired says that the bundle in use is. It stays in use.
