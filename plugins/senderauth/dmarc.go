@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"hash/fnv"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -65,33 +65,52 @@ func asciiDomain(domain string) string {
 	return strings.ToLower(domain)
 }
 
-// fromDomain is the one domain of From; an error if there is none or more than one.
-func fromDomain(fields []string) (string, error) {
-	domain := ""
-	if len(fields) > 1 {
-		return "", errors.New("several From fields") // RFC 5322 section 3.6
-	}
+// fromDomains are the domains in the From fields, each once.
+func fromDomains(fields []string) (domains []string) {
 	for _, raw := range fields {
 		for _, m := range addressesOf(raw) {
-			d := asciiDomain(m.Domain)
-			if domain != "" && d != domain {
-				return "", errors.New("several domains in From")
+			if d := asciiDomain(m.Domain); !slices.Contains(domains, d) {
+				domains = append(domains, d)
 			}
-			domain = d
 		}
 	}
-	if domain == "" {
-		return "", errors.New("no domain in From")
-	}
-	return domain, nil
+	return domains
 }
 
-// checkDMARC of a message; id decides whether it is among the percentage that a policy is for.
+// maxFromDomains that are judged. No reader sees more.
+const maxFromDomains = 10
+
+// checkDMARC of a message; id decides whether it is among the percentage that a policy is for. Of several From fields (RFC
+// 5322 section 3.6 allows one) or several domains in it readers see any, so the strictest policy that fails counts (RFC
+// 7489 section 6.6.1), and none of them can prove the message.
 func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult, signatures []dkim.Verification, id string) dmarcResult {
-	domain, err := fromDomain(fromFields)
-	if err != nil {
-		return dmarcResult{result: resultPermError, reason: err.Error()}
+	domains := fromDomains(fromFields)
+	switch {
+	case len(domains) == 0:
+		return dmarcResult{result: resultPermError, reason: "no domain in From"}
+	case len(domains) == 1 && len(fromFields) == 1:
+		return a.checkDomain(ctx, domains[0], s, signatures, id)
 	}
+	out := dmarcResult{result: resultPermError, reason: "several From fields"}
+	if len(fromFields) == 1 {
+		out.reason = "several domains in From"
+	}
+	for _, domain := range domains[:min(len(domains), maxFromDomains)] {
+		if one := a.checkDomain(ctx, domain, s, signatures, id); one.result == resultFail && strictness(one.policy) > strictness(out.policy) {
+			one.reason = out.reason
+			out = one
+		}
+	}
+	return out
+}
+
+// strictness of a policy; that of no policy is -1.
+func strictness(policy string) int {
+	return slices.Index([]string{resultNone, policyQuarantine, policyReject}, policy)
+}
+
+// checkDomain judges one domain of From.
+func (a *Auth) checkDomain(ctx context.Context, domain string, s spfResult, signatures []dkim.Verification, id string) dmarcResult {
 	out := dmarcResult{domain: domain, result: resultNone}
 	record, owner, err := a.policy(ctx, domain)
 	switch {

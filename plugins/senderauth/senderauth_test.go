@@ -106,6 +106,16 @@ func TestPolicyOfSubdomains(t *testing.T) {
 	}
 }
 
+// Who puts a domain beside that of another does not get around its policy.
+func TestSeveralFrom(t *testing.T) {
+	a := start(t, "dmarc_reject = \"reject\"\ntrusted_sealers = [\"lists.example\"]")
+	two := "From: a@z.example\r\nFrom: jane@x.example\r\nSubject: hello\r\n\r\nHello\r\n"
+	send(a, "203.0.113.9", "a@z.example", two).Want(550, "5.7.1").WantReason("DMARC").WantStamp("auth.dmarc", "fail")
+	send(a, "203.0.113.9", "a@z.example", plain("a@z.example, jane@x.example")).Want(550, "5.7.1").WantReason("DMARC")
+	send(a, "192.0.2.7", "jane@x.example", plain("jane@x.example, a@z.example")).WantContinue().WantStamp("auth.dmarc", "permerror")
+	send(a, "192.0.2.7", "jane@x.example", "From: jane@x.example\r\n"+plain("jane@x.example")).WantContinue().WantStamp("auth.dmarc", "permerror")
+}
+
 // A signature with l= proves nothing of a message that somebody has put more behind.
 func TestPartlySigned(t *testing.T) {
 	a := start(t, "")
