@@ -62,7 +62,7 @@ func agentNewCommand(a *app) *command {
 		name: "new", args: "NAME", short: "Make a new agent: a module of its own that builds and passes its test.", min: 1, max: 1,
 		flags: func(f *flag.FlagSet) {
 			f.StringVar(&dir, "dir", "", "`FOLDER` to make; default: NAME")
-			f.StringVar(&module, "module", "", "`PATH` of the module; default: NAME")
+			f.StringVar(&module, "module", "", "`PATH` of the module; default: agents.example/NAME")
 			f.StringVar(&source, "sdk", "", "`FOLDER` of Postern's source, until its SDK is published; default: where this command or folder is in it")
 		},
 		run: func(_ context.Context, args []string) error {

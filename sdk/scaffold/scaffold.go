@@ -56,7 +56,7 @@ func New(dir, name, module string, replace string) error {
 		return fmt.Errorf("%q: an agent's name is a letter a-z, then up to 63 of a-z, 0-9 and -", name)
 	}
 	if module == "" {
-		module = name
+		module = "agents.example/" + name // names without a dot are those of Go's own packages and of its tools
 	}
 	d := data{
 		Name: name, Type: typeName(name), Module: module, SDK: sdkModule, Version: "v" + sdk.Version,
@@ -133,8 +133,7 @@ func (d *data) writeAll(dir, replace string) error {
 		if err != nil {
 			return fmt.Errorf("template %s: %w", source, err)
 		}
-		// The name of the file has no separators: "x_linux.go" would be built on one system only.
-		target = strings.Replace(target, "NAME", strings.ReplaceAll(d.Name, "-", ""), 1)
+		target = strings.Replace(target, "NAME", d.FileName(), 1)
 		if err := os.WriteFile(filepath.Join(dir, target), text, 0o666); err != nil {
 			return err
 		}
@@ -147,6 +146,15 @@ func (d *data) writeAll(dir, replace string) error {
 		return fmt.Errorf("the folder of the SDK: %w", err)
 	}
 	return os.WriteFile(filepath.Join(dir, "go.sum"), sums, 0o666)
+}
+
+// FileName of the handlers and their test. It has no separators: "x_linux.go" would be built on one system only.
+func (d *data) FileName() string {
+	name := strings.ReplaceAll(d.Name, "-", "")
+	if name == "main" || name == "config" {
+		return name + "agent"
+	}
+	return name
 }
 
 func (d *data) render(source string) ([]byte, error) {

@@ -41,6 +41,19 @@ func TestNewAgentWorks(t *testing.T) {
 	}
 }
 
+// Names that are files of the module already, or packages of Go's own.
+func TestNewAgentOfAnyName(t *testing.T) {
+	for _, name := range []string{"config", "main", "type", "net"} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), name)
+			if err := New(dir, name, "", "../.."); err != nil {
+				t.Fatal(err)
+			}
+			run(t, dir, "vet", "./...")
+		})
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	full := t.TempDir()
 	if err := os.WriteFile(filepath.Join(full, "precious"), nil, 0o600); err != nil {
