@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -89,25 +90,27 @@ func (p *Programs) take(host config.Host, a *config.Agent) error {
 	return nil
 }
 
-// own are the files of a command that are the agent's: the program, or the scripts that stand behind it. What runs
-// scripts is the system's, and is replaced with it.
+// own are the files of a command that are the agent's: the program, and scripts that stand behind it. An interpreter
+// with a script behind it is the system's, and changes with its updates.
 func own(command []string) []string {
 	var scripts []string
 	for _, word := range command[1:] {
-		if info, err := os.Stat(word); err == nil && info.Mode().IsRegular() && filepath.IsAbs(word) && executes(word) {
-			scripts = append(scripts, word)
+		if path, err := filepath.Abs(word); err == nil && executes(path) {
+			scripts = append(scripts, path)
 		}
 	}
-	if len(scripts) > 0 {
+	if len(scripts) > 0 && interpreter.MatchString(filepath.Base(command[0])) {
 		return scripts
 	}
-	return command[:1]
+	return append(scripts, command[0])
 }
 
-// executes reports whether a file is something to run, and not data.
+var interpreter = regexp.MustCompile(`^(python|perl|ruby|node|deno|java|php|lua|sh|bash|dash|env|dotnet)[0-9.]*$`)
+
+// executes reports whether a path is that of something to run, and not of data.
 func executes(path string) bool {
 	info, err := os.Stat(path)
-	if err != nil {
+	if err != nil || !info.Mode().IsRegular() {
 		return false
 	}
 	switch strings.ToLower(filepath.Ext(path)) {

@@ -106,7 +106,7 @@ func TestGolden(t *testing.T) {
 	for name, commands := range map[string][]string{
 		"status": {"status", "status --json"},
 		"agent": {"agent list", "agent show contentfilter", "agent show antivirus", "agent show nobody", "agent restart contentfilter",
-			"agent restart antivirus", "agent list --json", "agent show contentfilter --json"},
+			"agent restart antivirus", "agent list --installed", "agent list --installed --json", "agent list --json", "agent show contentfilter --json"},
 		"pipeline": {"pipeline", "pipeline --event onrcpt", "pipeline --event OnRctp", "pipeline --json"},
 		"queue": {"queue list", "queue list --state waiting", "queue list --limit 2", "queue list --hop none", "queue list --state gone",
 			"queue show 06azv5q8e0aaaaaa.1", "queue show 06azv5q8e0aaaaad.1", "queue show 06azv5q8e0aaaaaa.1 --raw", "queue show x.1",

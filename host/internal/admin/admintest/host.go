@@ -120,7 +120,17 @@ func plan() []pipeline.EventPlan {
 
 func (h *Host) agents() []admin.Running {
 	return []admin.Running{
-		{Spec: config.Agent{Name: "contentfilter", Plugin: "contentfilter", Priority: 40, Enabled: true, Command: []string{"bin/agents/contentfilter"}}, Process: h.Agent},
+		{
+			Spec: config.Agent{
+				Name: "contentfilter", Plugin: "contentfilter", Priority: 40, Enabled: true, Version: "~> 2.1",
+				Command: []string{"catalog/content/contentfilter"}, SHA256: map[string]string{"catalog/content/contentfilter": "21"},
+			},
+			Process: h.Agent, Source: "catalog",
+			Installed: []admin.Installed{
+				{Version: "3.0.0", Protocol: 1, SHA256: "30"}, {Version: "2.2.0", Protocol: 1, SHA256: "22", Allowed: true},
+				{Version: "2.1.0", Protocol: 1, SHA256: "21", Allowed: true, Runs: true},
+			},
+		},
 		{Spec: config.Agent{Name: "journal", Plugin: "journal", Priority: 90}},
 		{Spec: config.Agent{Name: "antivirus", Plugin: "antivirus", Priority: 110, Enabled: true}},
 	}
@@ -154,7 +164,7 @@ func (a *Agent) Status() agent.Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return agent.Status{
-		Name: "contentfilter", Version: "2.1.0", Breaches: map[string]uint64{"a header with a line end": 2},
+		Name: "contentfilter", Version: "2.1.0", Protocol: 1, Breaches: map[string]uint64{"a header with a line end": 2},
 		DeadLetters: agent.DeadLetters{Late: 3},
 		Instances: []agent.InstanceStatus{
 			{Number: 1, PID: 4711, State: agent.Up, Version: "2.1.0", Since: Now.Add(-time.Hour), Restarts: 1 + a.restarts, InFlight: 2},
