@@ -45,10 +45,11 @@ func RunCommand(ctx context.Context, o Options, args []string, stdin io.Reader, 
 	if err != nil {
 		return 0, fmt.Errorf("agent %s: running its command: %w", o.Spec.Name, err)
 	}
-	for _, text := range warnings {
+	ended := cmd.Wait()
+	for _, text := range warnings { // behind what the command prints, not in the middle of it
 		o.Logger.Warn("sandbox: "+text, "agent", o.Spec.Name)
 	}
-	return exitStatus(o, cmd.Wait())
+	return exitStatus(o, ended)
 }
 
 // existing are the arguments that name a file or folder.

@@ -396,7 +396,9 @@ func TestUploads(t *testing.T) {
 		clear(a.slots[0].process.bodies.uploads)
 		a.slots[0].process.bodies.mu.Unlock()
 	}
-	r := mustCall(t, a, event("e", fmt.Sprint("upload ", 65<<20)))
+	large := event("e", fmt.Sprint("upload ", 65<<20))
+	large.Timeout = 2 * time.Minute
+	r := mustCall(t, a, large)
 	if _, err := r.Upload(context.Background(), "u1"); err == nil {
 		t.Error("an upload of 65 MiB was taken")
 	}
