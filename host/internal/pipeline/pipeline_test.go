@@ -643,7 +643,7 @@ func TestWhen(t *testing.T) {
 
 func TestNeed(t *testing.T) {
 	sub := everything(onData)
-	sub.Tables = []*agentpb.TableUse{{Table: "own"}}
+	sub.Tables = []*agentpb.TableUse{{Table: "own"}, {Table: "own"}}
 	a := newFake("a", 1, nil, sub)
 	a.answer = func(_ context.Context, e *shown) *agentpb.Answer {
 		if !e.Needed {
@@ -658,7 +658,13 @@ func TestNeed(t *testing.T) {
 	twice := newFake("twice", 2, &agentpb.Answer{Need: &agentpb.Need{Tables: []*agentpb.NeedKeys{{Table: "own"}}}}, sub)
 	g := newRig(t, a, twice)
 	g.store.Apply([]tables.Write{{Table: "a/own", Key: "k", Op: tables.Put, Value: []byte(`{"n":1}`)}})
-	g.raise(t, onData, mail("r0@here.example"))
+	if reads := g.Plan().Describe()[0].Stages[0].Agents[0].Reads; strings.Count(strings.Join(reads, " "), "table a/own") != 1 {
+		t.Errorf("reads %q", reads)
+	}
+	out := g.raise(t, onData, mail("r0@here.example"))
+	if step := out.Steps[0]; step.Agent != "a" || step.Attempt != 0 { // that it was asked twice is no second attempt
+		t.Errorf("step %+v", step)
+	}
 	g.raise(t, onData, mail("r0@here.example")) // the same event again
 	if row, _ := g.store.Get("a/own", "k"); string(row.Value) != `{"n":2}` {
 		t.Errorf("row %s", row.Value)

@@ -312,7 +312,9 @@ func (a *ask) readsInWords() (list []string) {
 		list = append(list, "stamp "+s)
 	}
 	for _, u := range a.uses {
-		list = append(list, "table "+u.table)
+		if word := "table " + u.table; !slices.Contains(list, word) { // one table may be read by several keys
+			list = append(list, word)
+		}
 	}
 	return list
 }

@@ -29,23 +29,36 @@ func (r *run) only(q *question, indexes []uint32) (list []string) {
 
 // noteAttempts adds a step for each attempt that failed before the one that answered.
 func (r *run) noteAttempts(q *question) {
-	for i, a := range q.attempts {
+	failed := 0
+	for _, a := range q.attempts {
 		if a.Failure == nil {
 			continue
 		}
 		r.out.Steps = append(r.out.Steps, tracking.Verdict{
 			Agent: q.name, Version: a.Version, Event: eventNames[q.kind], Verdict: "failed", Micros: a.Took.Microseconds(),
-			Attempt: attemptNumber(i), Failure: a.Instance + ": " + a.Failure.Error(),
+			Attempt: attemptNumber(failed), Failure: a.Instance + ": " + a.Failure.Error(),
 		})
+		failed++
 	}
 }
 
-// attemptNumber is what the ledger shows: nothing for the first.
-func attemptNumber(i int) int {
-	if i == 0 {
+// attemptNumber is what the ledger shows after so many attempts that failed: nothing for the first. An agent that was
+// asked again with the rows it needs is still at the same attempt.
+func attemptNumber(failed int) int {
+	if failed == 0 {
 		return 0
 	}
-	return i + 1
+	return failed + 1
+}
+
+// failures are the attempts that failed.
+func (q *question) failures() (n int) {
+	for _, a := range q.attempts {
+		if a.Failure != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // noteFailed adds the step that tells what followed a failure, and has it counted.
@@ -68,7 +81,7 @@ func (r *run) noteAnswer(p *proposal) int {
 			Agent: p.name, Version: p.runs(), Event: eventNames[p.kind], Verdict: verdictWord(v.GetKind()),
 			Reply: given(v.GetReply()), Reason: cut(v.GetReason(), maxReason), Data: cut(v.GetData(), maxData),
 			Recipients: r.only(p.question, v.GetRecipients()), Micros: p.took.Microseconds(),
-			Attempt: attemptNumber(len(p.attempts) - 1),
+			Attempt: attemptNumber(p.failures()),
 		})
 	}
 	s := &r.out.Steps[first]
