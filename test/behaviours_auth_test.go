@@ -364,6 +364,12 @@ func TestSenderauthStamps(t *testing.T) {
 			fromLine("a@z.example"), "spf=none dkim=none dmarc=none arc=none sender-id=none", nil, []string{"!EDGE.example", "other.example; spf=pass"}),
 		own, relayed,
 	})
+	out := h.MustPostern("agent", "run", "senderauth", "--", "test", "203.0.113.9", "jane@x.example")
+	for _, want := range []string{"sender-id  fail\n", "spf        fail\n", "dmarc      policy reject of x.example\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
 }
 
 // TestSenderauthActions is what the README of senderauth says of its actions: each reply, and who is left out.

@@ -14,5 +14,8 @@ func info() sdk.Info {
 		Category:     sdk.Antispam,
 		Summary:      "verifies senders by SPF, DKIM, DMARC, ARC and Sender ID",
 		SharedStamps: []string{stampSPF, stampDKIM, stampDMARC, stampARC, stampSenderID, stampDomain},
+		Commands: []sdk.Command{{
+			Name: "test", Summary: "tells what a client would be told: IP, the sender's address or domain, the name in HELO", Run: test,
+		}},
 	}
 }

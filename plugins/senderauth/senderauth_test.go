@@ -228,4 +228,36 @@ func TestConfigurationMistakes(t *testing.T) {
 	}
 }
 
+func TestTestCommand(t *testing.T) {
+	z := newZone(t,
+		`x.example. 60 IN TXT "v=spf1 ip4:192.0.2.0/24 exp=why.x.example -all"`,
+		`why.x.example. 60 IN TXT "%{i} is not ours"`,
+		`_dmarc.x.example. 60 IN TXT "v=DMARC1; p=reject; sp=none"`,
+	)
+	for _, c := range []struct {
+		args []string
+		want []string
+		err  string
+	}{
+		{[]string{"192.0.2.7", "jane@x.example"}, []string{"sender-id  pass\n", "spf        pass\n", "dmarc      policy reject of x.example\n"}, ""},
+		{[]string{"203.0.113.9", "x.example", "mx.x.example"}, []string{"sender-id  fail\n  explanation: \"203.0.113.9 is not ours\"\n"}, ""},
+		{[]string{"203.0.113.9", "sub.x.example"}, []string{"sender-id  fail\n  reason: \"the domain does not exist\"\n", "dmarc      policy none of x.example\n"}, ""},
+		{[]string{"203.0.113.9", "z.example"}, []string{"dmarc      no policy\n"}, ""},
+		{[]string{"203.0.113.9"}, nil, "say IP"},
+		{[]string{"x", "x.example"}, nil, "the client's address"},
+		{[]string{"203.0.113.9", "@"}, nil, "the sender"},
+	} {
+		var out strings.Builder
+		err := answer(t.Context(), &out, &Auth{resolver: z.resolver(t), host: "edge.example"}, c.args)
+		if (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
+			t.Errorf("%v: %v", c.args, err)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%v: no %q in\n%s", c.args, want, out.String())
+			}
+		}
+	}
+}
+
 func TestReadme(t *testing.T) { agenttest.CheckReadme(t, New, "README.md") }
