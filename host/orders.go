@@ -194,7 +194,7 @@ func (f *fleet) upgrade(ctx context.Context, m *member, o admin.Order) (admin.Or
 // allows, or what is now where the running one was started from.
 func (f *fleet) choose(m *member, next *override, o admin.Order) error {
 	constraint := o.Version
-	if constraint == "" && len(o.Command) == 0 && (len(next.Command) == 0 || catalog.Satisfies(next.Version, m.spec.Version)) {
+	if constraint == "" && len(o.Command) == 0 && (len(next.Command) == 0 || catalog.ContentOf(next.Command) != "") {
 		constraint = m.spec.Version
 	}
 	switch {

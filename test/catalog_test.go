@@ -299,6 +299,47 @@ func TestChangedProgramDoesNotStart(t *testing.T) {
 	}
 }
 
+// A bundled program changes with the host: it is held to what it was at the start, and a reload takes the new one.
+func TestBundledProgramsAreTakenByAReload(t *testing.T) {
+	h := rig.New(t, plain+mockAgent("judge", 10, judge("a")))
+	h.Binary = filepath.Join(h.Dir, "bin", "postern")
+	put := func(from, to string) {
+		t.Helper()
+		content, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to+".new", content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(to+".new", to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bundled := filepath.Join(h.Dir, "bin", "agents", "mock")
+	if err := os.MkdirAll(filepath.Dir(bundled), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put(filepath.Join(rig.Bin(t), "postern"), h.Binary)
+	put(mockVersion(t, "1.1.0"), bundled)
+	h.Start()
+	put(mockVersion(t, "1.2.0"), bundled)
+	killJudge(t, h)
+	judgeFails(t, h, "is not what it was")
+	if out := h.MustPostern("reload"); !strings.Contains(out, `agent "judge"`) {
+		t.Errorf("reload said\n%s", out)
+	}
+	if one := agentNow(h, "judge"); one.Version != "1.2.0" || one.Drift != "" {
+		t.Errorf("after the reload: %+v", one)
+	}
+	put(mockVersion(t, "1.1.0"), bundled)
+	h.Stop()
+	h.Start()
+	if one := agentNow(h, "judge"); one.Version != "1.1.0" {
+		t.Errorf("after a start: %+v", one)
+	}
+}
+
 // Whenever an installation is killed, the version is there as a whole or not at all, and nothing else is left.
 func TestKilledInstallLeavesNothingHalf(t *testing.T) {
 	h := rig.New(t, plain)

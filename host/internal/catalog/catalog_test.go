@@ -265,6 +265,19 @@ func TestHostileArchives(t *testing.T) {
 	}
 }
 
+// What is too large to be an agent is not even read.
+func TestHugeProgram(t *testing.T) {
+	path := write(t, script("huge"))
+	if err := os.Truncate(path, maxFetched+1); err != nil { // a hole
+		t.Fatal(err)
+	}
+	c := In(t.TempDir())
+	if _, _, err := c.Install(t.Context(), path, describing("huge", "1.0.0")); err == nil || !strings.Contains(err.Error(), "more than 512 MiB") {
+		t.Errorf("%v", err)
+	}
+	none(t, c)
+}
+
 // bomb announces a file of two GiB in a few bytes.
 func bomb(t *testing.T) []byte {
 	var raw bytes.Buffer
