@@ -52,14 +52,21 @@ func NewMessage(header []byte, body io.ReaderAt, size int64) *Message {
 // splitFields of a header block; a line that begins with a space or tab belongs to the field before it.
 func splitFields(header []byte) []string {
 	var fields []string
+	var field []byte // the one that lines are added to, so that many folds cost no more than few
 	for line := range bytes.SplitSeq(header, []byte("\r\n")) {
 		switch {
 		case len(line) == 0:
-		case len(fields) > 0 && (line[0] == ' ' || line[0] == '\t'):
-			fields[len(fields)-1] += "\r\n" + string(line)
+		case len(field) > 0 && (line[0] == ' ' || line[0] == '\t'):
+			field = append(append(field, "\r\n"...), line...)
 		default:
-			fields = append(fields, string(line))
+			if len(field) > 0 {
+				fields = append(fields, string(field))
+			}
+			field = append(field[:0], line...)
 		}
+	}
+	if len(field) > 0 {
+		fields = append(fields, string(field))
 	}
 	return fields
 }
