@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -111,7 +112,11 @@ func (f *fleet) rows(label string, sub *agentpb.Subscription) (out []*agentpb.Ro
 
 // raise asks one agent alone, and queues the messages it spawns. parent is the item concerned, if any.
 func (f *fleet) raise(ctx context.Context, m *member, ev *pipeline.Event, parent *queue.Item) error {
-	plan, err := pipeline.NewPlan([]pipeline.Member{{Caller: f.host.metrics.Caller(m.line), Spec: &m.spec}})
+	spec := m.spec
+	if parent == nil { // `when` says which mail an agent judges, and there is none
+		spec.When = config.When{}
+	}
+	plan, err := pipeline.NewPlan([]pipeline.Member{{Caller: f.host.metrics.Caller(m.line), Spec: &spec}})
 	if err != nil {
 		return err
 	}

@@ -467,9 +467,9 @@ func TestDeliveryFacts(t *testing.T) {
 	waitRecorded(h, "seen", "OnReported", `"report_id":"`)
 }
 
-// TestSchedule: an agent is called at its interval, and told when it was called last. It may spawn.
+// TestSchedule: an agent is called at its interval, whatever mail it judges, and told when it was called last. It may spawn.
 func TestSchedule(t *testing.T) {
-	h := rig.Start(t, plain+mockAgent("clock", 10, `
+	h := rig.Start(t, plain+mockWith("clock", 10, `when { traffic = ["outbound"] }`, `
     record = "seen"
     every  = "1s"
     on "OnSchedule" {
