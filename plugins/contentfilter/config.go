@@ -17,8 +17,8 @@ import (
 type Config struct {
 	GoodPhrases        []string      `hcl:"good_phrases,optional" doc:"Words or phrases; a message with one of them has SCL 0. Up to 800, each of up to 256 characters."`
 	BadPhrases         []string      `hcl:"bad_phrases,optional" doc:"Words or phrases; a message with one of them has SCL 9, unless it has a good one too. The same bounds."`
-	GoodPhraseFiles    []string      `hcl:"good_phrase_files,optional" doc:"Files of more good phrases, one a line, # for comments. Read again when they change."`
-	BadPhraseFiles     []string      `hcl:"bad_phrase_files,optional" doc:"Files of more bad phrases, likewise."`
+	GoodPhraseFiles    []string      `hcl:"good_phrase_files,optional" format:"path" doc:"Files of more good phrases, one a line, # for comments. Read again when they change."`
+	BadPhraseFiles     []string      `hcl:"bad_phrase_files,optional" format:"path" doc:"Files of more bad phrases, likewise."`
 	Model              string        `hcl:"model,optional" doc:"Model that the command train has written. Read again when it changes. If not given: the file model in the agent's own folder, where train writes it."`
 	Feeds              []feed.Source `hcl:"feed,block" doc:"Signed phrases and models from elsewhere, fetched on a schedule (docs/feeds.md): phrases-good, phrases-bad, model. A model of a feed is used where there is none of model."`
 	Learn              bool          `hcl:"learn,optional" default:"true" doc:"Whether a release from quarantine, or what somebody says of a message, changes the ratings of mail like it."`
