@@ -189,12 +189,13 @@ func (e *wireEvent) scalar(f *wireField) {
 	}
 }
 
-// join two pieces, the first of which is never changed in place.
+// join two pieces. A first piece has no room behind it, so it is never changed in place; what was joined before has, so
+// that many pieces, such as the fields of a long header, cost their length and not its square.
 func join(a, b []byte) []byte {
 	if a == nil {
-		return b
+		return b[:len(b):len(b)]
 	}
-	return append(a[:len(a):len(a)], b...)
+	return append(a, b...)
 }
 
 // Proto is the event as it came from the host, for what the typed events do not show. Not to be changed.

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"bytes"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -124,6 +125,32 @@ func TestConcatenatedParts(t *testing.T) {
 	e := newRcptEvent(c)
 	if e.Session.ID != "S" || e.Session.Connector != "late" || e.Stamp("a") != "1" || e.Stamp("b") != "2" || c.event.id != 9 {
 		t.Errorf("%+v %+v", e, e.Session)
+	}
+}
+
+// A header of very many fields costs its length, not its square.
+func TestManyFields(t *testing.T) {
+	e := &agentpb.Event{}
+	for i := range 10_000 {
+		e.Headers = append(e.Headers, &agentpb.HeaderField{Name: []byte("X"), Value: []byte(" y"), Index: uint32(i)})
+	}
+	octets, err := proto.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := bytes.Clone(octets)
+	result := testing.Benchmark(func(b *testing.B) {
+		for b.Loop() {
+			if _, err := parseEvent(octets); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	if n := result.AllocedBytesPerOp(); n > int64(20*len(octets)) {
+		t.Errorf("%d octets are allocated for an event of %d", n, len(octets))
+	}
+	if !bytes.Equal(octets, before) {
+		t.Error("the event was changed")
 	}
 }
 
