@@ -339,6 +339,9 @@ func TestSenderauthStamps(t *testing.T) {
 	relayed := one("behind an own server", ownServer, "jane@x.example",
 		"Received: from mx.x.example (mx.x.example [192.0.2.7]) by hub.example; Thu, 1 Jan 2026 12:00:00 +0000\r\n"+fromLine("jane@x.example"),
 		"spf=pass dkim=none dmarc=pass arc=none sender-id=pass", []string{"auth.spf=pass"}, []string{`client-ip="192.0.2.7"`})
+	leaving := passage{name: "a user far away, through an own server", ip: ownServer, from: "jane@x.example", to: []string{"you@far.example"},
+		content: "Received: from laptop (laptop [203.0.113.9]) by hub.example with ESMTPSA; Thu, 1 Jan 2026 12:00:00 +0000\r\n" + fromLine("jane@x.example"),
+		event:   "OnEndOfData", reason: "Trusted", hop: []string{"you@far.example"}, has: []string{"!Authentication-Results"}}
 	passAll(t, h, sink, "senderauth", []passage{
 		one("all is proved", "192.0.2.7", "jane@x.example", signed(t, fromLine("Jane <jane@x.example>")),
 			"spf=pass dkim=pass dmarc=pass arc=none sender-id=pass",
@@ -362,7 +365,7 @@ func TestSenderauthStamps(t *testing.T) {
 			"spf=none dkim=none dmarc=none arc=pass sender-id=none", []string{"auth.arc=pass"}, []string{"arc=pass policy.arc-sets=1 policy.arc-newest=lists.example"}),
 		one("forged results leave", "203.0.113.9", "a@z.example", "Authentication-Results: (x) EDGE.example 1; dmarc=pass\r\nAuthentication-Results: other.example; spf=pass\r\n"+
 			fromLine("a@z.example"), "spf=none dkim=none dmarc=none arc=none sender-id=none", nil, []string{"!EDGE.example", "other.example; spf=pass"}),
-		own, relayed,
+		own, relayed, leaving,
 	})
 	out := h.MustPostern("agent", "run", "senderauth", "--", "test", "203.0.113.9", "jane@x.example")
 	for _, want := range []string{"sender-id  fail\n", "spf        fail\n", "dmarc      policy reject of x.example\n"} {

@@ -52,8 +52,12 @@ func (s *Signer) OnCategorized(_ context.Context, e *sdk.RoutingEvent) sdk.Verdi
 	return sdk.Continue()
 }
 
-// own mail: of our users and servers, or written here.
+// own mail: of our users and servers, or written here. What senderauth has judged is from outside, though an own server
+// handed it on.
 func own(e *sdk.RoutingEvent) bool {
+	if e.Stamp(stampARC) != "" {
+		return false
+	}
 	if e.Origin == "dsn" || e.Origin == "spawn" {
 		return true
 	}

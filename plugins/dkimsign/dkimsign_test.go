@@ -153,6 +153,17 @@ func TestSeals(t *testing.T) {
 	}
 }
 
+// Mail from outside that an own server hands on is not signed, whatever it claims.
+func TestHandedOn(t *testing.T) {
+	k := newKeyring(t)
+	a := agenttest.Start(t, New, fmt.Sprintf("key \"x.example\" \"ed\" { file = %q }", k.add(t, "ed", "x.example", edwards('a'))), agenttest.WithInfo(info()))
+	s := a.From("10.0.0.1").Authenticated("hub")
+	out := judged(s, "none", "jane@x.example", "you@far.example", text).WantContinue()
+	if strings.Contains(out.Message(), "DKIM-Signature") {
+		t.Errorf("signed:\n%s", out.Message())
+	}
+}
+
 func TestEmptyConfigurationSaysSo(t *testing.T) {
 	got := agenttest.Diagnostics(t, New, "", agenttest.WithInfo(info()))
 	if len(got) != 1 || !strings.Contains(got[0], "warning: ") || !strings.Contains(got[0], "nothing is signed") {

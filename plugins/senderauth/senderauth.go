@@ -98,7 +98,8 @@ type client struct {
 // OnEndOfData verifies the message.
 func (a *Auth) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict {
 	relayed := e.Session.Client.In(a.internal)
-	if !relayed && (e.Session.Auth != nil || e.Session.Trust == sdk.User || e.Session.Trust == sdk.OwnServer) {
+	inside := !relayed || e.Session.Traffic == sdk.Outbound // what leaves is ours, wherever its author sits
+	if inside && (e.Session.Auth != nil || e.Session.Trust == sdk.User || e.Session.Trust == sdk.OwnServer) {
 		return sdk.Continue().Because(reasonTrusted, "")
 	}
 	c := client{e.Session.Client.Addr, e.Session.Helo, e.Time}
