@@ -125,9 +125,19 @@ func (s *slot) status() InstanceStatus {
 	}
 	if p := s.process; p != nil {
 		status.PID, status.Version = p.pid(), p.manifest.GetVersion()
-		status.InFlight, status.Stderr = len(p.stream.flights), p.logs.tail(shownLines)
+		status.InFlight, status.Stderr = len(p.stream.flights), append(s.lastWords(), p.logs.tail(shownLines)...)
 	}
 	return status
+}
+
+// lastWords are the last lines of the process that ended, and how: who asks why wants them when the next one runs.
+// Under Agent.mu.
+func (s *slot) lastWords() []string {
+	if s.lastExit == "" {
+		return nil
+	}
+	kept := s.lastTail[max(0, len(s.lastTail)-shownLines):]
+	return append(slices.Clone(kept), "(that process ended: "+s.lastExit+")")
 }
 
 // Manifest of the newest process.

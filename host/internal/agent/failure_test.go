@@ -267,6 +267,9 @@ func TestDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustCall(t, a, event("again", ""))
+	if said := strings.Join(a.Status().Instances[0].Stderr, "\n"); !strings.Contains(said, "killed by e") || !strings.Contains(said, "that process ended") {
+		t.Errorf("the next process hides how the one before ended: %q", said)
+	}
 	if len(changes) < 5 {
 		t.Errorf("%d changes were told", len(changes))
 	}

@@ -54,7 +54,7 @@ type InstanceStatus struct {
 	InFlight int
 	Next     time.Time // of its next start, in backoff or failed; zero: only by order
 	LastExit string    // how its last process ended, "" if none has
-	Stderr   []string  // last lines, oldest first, of the running or else of the last process
+	Stderr   []string  // last lines, oldest first, of the process that ended last and of the one that runs
 }
 
 // BreakerStatus of an open breaker: events of its kind are kept from the agent.
