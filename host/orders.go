@@ -100,8 +100,7 @@ func (f *fleet) wanted(ctx context.Context, m *member, o *override) (*config.Age
 		return nil, err
 	}
 	if found.Errors() {
-		count, _ := found.Count()
-		return nil, admin.RefuseFindings(rendered(found), "the configuration of agent %s does not fit: %d errors; nothing was changed", name, count)
+		return nil, admin.RefuseFindings(rendered(found), "the configuration of agent %s does not fit; nothing was changed", name)
 	}
 	for i := range c.Agents {
 		if c.Agents[i].Name == name {

@@ -204,7 +204,7 @@ func receiveConnectorBlock() *blockType {
 }
 
 func permissionsOption() option {
-	o := list("permissions", formatAny, "Who the clients are: `anonymous` may send to accepted domains; `users` may log in and then send anywhere; `own_servers`, told by `remote` or `internal_smtp_servers`, may send anywhere without.")
+	o := list("permissions", formatAny, "Who the clients are: `anonymous` may send to accepted domains; `users` may log in and then send anywhere; `own_servers`, told by `remote` or `internal_smtp_servers`, may send anywhere without. `partners` is not supported yet.")
 	o.oneOf = []string{"anonymous", "users", "partners", "own_servers"}
 	o.filled = true
 	return o.starting(`["anonymous"]`)
