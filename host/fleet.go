@@ -94,6 +94,7 @@ func (f *fleet) options(spec config.Agent, facts *agentpb.HostFacts) agent.Optio
 		Logger:   f.host.Logger.Named("agent"),
 		OnChange: func() { f.changed(spec.Name) },
 		Sums:     f.host.Programs.Sums(),
+		Parent:   f.host.Parent,
 	}
 }
 

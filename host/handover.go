@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/connector"
 	"github.com/posternmail/postern/host/internal/handover"
@@ -47,7 +49,7 @@ func (h *Host) Restart(ctx context.Context) (admin.Restarted, error) {
 	turn := &turn{host: h, began: time.Now()}
 	h.Logger.Info("restart: starting the new process", "command", h.Command)
 	pid, err := handover.Hand(ctx, turn, handover.Offer{
-		Command: h.Command, Listeners: h.Sockets, Ownership: h.ownership, Exclusive: h.agents.exclusive(), Patience: patience,
+		Start: h.successor(), Command: h.Command, Listeners: h.Sockets, Ownership: h.ownership, Exclusive: h.agents.exclusive(), Patience: patience,
 	})
 	if err != nil {
 		h.Logger.Error("restart failed, this process goes on", "error", err)
@@ -63,6 +65,20 @@ func (h *Host) Restart(ctx context.Context) (admin.Restarted, error) {
 	h.ownership = nil
 	go h.drainSessions(h.drainer)
 	return done, nil
+}
+
+// successor starts the new process where this one has given up the rights that it needs, nil where it has not.
+func (h *Host) successor() func(*os.File) (int, func(), func() error, error) {
+	if h.Parent == nil {
+		return nil
+	}
+	return func(channel *os.File) (pid int, kill func(), wait func() error, err error) {
+		p, err := h.Parent.Host(channel)
+		if err != nil {
+			return 0, nil, nil, err
+		}
+		return p.PID, func() { p.Signal(unix.SIGKILL) }, p.Wait, nil
+	}
 }
 
 // turn is the owner's side of one restart.
@@ -265,7 +281,14 @@ func (h *Host) tookOver(context.Context) error {
 			return fmt.Errorf("the former host: %w", err)
 		}
 	}
-	if err := handover.Notify(); err != nil {
+	pid := os.Getpid()
+	if h.Parent != nil {
+		if err := h.Parent.Main(); err != nil {
+			return err
+		}
+		pid = os.Getppid()
+	}
+	if err := handover.Notify(pid); err != nil {
 		h.Logger.Warn("the service manager was not told", "error", err)
 	}
 	return nil

@@ -21,6 +21,7 @@ import (
 	"github.com/posternmail/postern/host/internal/directory"
 	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/pipeline"
+	"github.com/posternmail/postern/host/internal/privsep"
 	"github.com/posternmail/postern/host/internal/queue"
 	"github.com/posternmail/postern/host/internal/tables"
 	"github.com/posternmail/postern/host/internal/tracking"
@@ -35,6 +36,7 @@ type Options struct {
 	Command []string            // that starts a process like this one, for Restart
 	Sockets *handover.Listeners // where listening sockets come from
 	Heir    *handover.Heir      // of the host that this one replaces; nil: it is the first
+	Parent  *privsep.Link       // that stays root and starts agents; nil: this process does
 
 	Load     Loader    // reads the configuration again, for reloads and orders; nil: neither is possible
 	Programs *Programs // digests of programs, shared with Load; nil: they are not remembered

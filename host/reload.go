@@ -111,7 +111,7 @@ type reload struct {
 
 // restartOnly are the arguments that only a restart applies, by block; "*" is all of a block.
 var restartOnly = map[string][]string{
-	"host":    {"data_dir", "restart_grace"},
+	"host":    {"data_dir", "user", "restart_grace"},
 	"metrics": {"*"},
 	"ledger":  {"*"},
 	"log":     {"json"},
@@ -154,7 +154,7 @@ func needsRestart(block, what string) bool {
 func (r *reload) keepTillRestart() {
 	c, b := r.after, r.before
 	c.Host.DataDir, c.LogJSON, c.Metrics, c.Ledger = b.Host.DataDir, b.LogJSON, b.Metrics, b.Ledger
-	c.Host.RestartGrace = b.Host.RestartGrace
+	c.Host.RestartGrace, c.Host.User = b.Host.RestartGrace, b.Host.User
 	c.Queue.MaxConnections, c.Queue.MaxPerHop = b.Queue.MaxConnections, b.Queue.MaxPerHop
 }
 

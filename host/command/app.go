@@ -14,6 +14,7 @@ import (
 
 	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/admin"
+	"github.com/posternmail/postern/host/internal/privsep"
 )
 
 // Exit status of the commands.
@@ -40,6 +41,7 @@ type app struct {
 	dir      string // data directory, once it was looked for
 	programs host.Programs
 	running  *admin.Client
+	parent   *privsep.Link // of the host that this process is; nil: it has none
 }
 
 // command is a node of the tree: it has either run or subs.

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/pipeline"
@@ -23,6 +24,9 @@ func checkCommand(a *app) *command {
 				if reviewed, err = a.review(ctx, c); err != nil {
 					return err
 				}
+			}
+			if c != nil && c.Host.User == "" && os.Geteuid() == 0 {
+				a.note("a host that root starts runs as root: %s", staysRoot)
 			}
 			return a.printFindings(c, found, reviewed, a.drifted(c))
 		},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/privsep"
 )
 
 func serveCommand(a *app) *command {
@@ -22,11 +23,20 @@ func serveCommand(a *app) *command {
 		long: "The configuration is read at the start, and again by postern reload and SIGHUP. Certificates and the files of users, directories and lists are read\n" +
 			"again when they change. The log goes to standard error.",
 		run: func(ctx context.Context, _ []string) error {
+			var err error
+			if a.parent, err = privsep.Inherited(); err != nil {
+				return err
+			}
+			if a.parent == nil {
+				if done, err := a.serveAsUser(); done {
+					return err
+				}
+			}
 			heir, sockets, err := inherit(ctx)
 			if err != nil {
 				return err
 			}
-			err = a.loadAndServe(ctx, host.Options{Heir: heir, Sockets: sockets, Command: ownCommand()})
+			err = a.loadAndServe(ctx, host.Options{Heir: heir, Sockets: sockets, Command: ownCommand(), Parent: a.parent})
 			if err != nil && heir != nil {
 				heir.Fail(err)
 			}
@@ -42,12 +52,18 @@ func (a *app) loadAndServe(ctx context.Context, o host.Options) error {
 	}
 	found.Print(a.stderr, a.width, a.color && a.terminal)
 	if found.Errors() {
+		if a.parent != nil {
+			a.note("the host reads its files as user %d of group %d: what they name must be readable for it (chgrp, chmod 640)", os.Getuid(), os.Getgid())
+		}
 		count, _ := found.Count()
 		err := fmt.Errorf("%s: %s, the host was not started", a.config, plural(count, "error"))
 		if o.Heir != nil {
 			err = fmt.Errorf("%w\n%s", err, described(found)) // for the one who has ordered the restart
 		}
 		return err
+	}
+	if c.Host.User != "" && os.Geteuid() == 0 {
+		return fmt.Errorf("%s was changed while it was read: start the host again", a.config)
 	}
 	o.Config, o.Path, o.Version, o.Load, o.Programs = c, a.config, a.version, a.load, &a.programs
 	return a.serve(ctx, o)
@@ -64,6 +80,9 @@ func (a *app) serve(ctx context.Context, o host.Options) error {
 		defer quit()
 	}
 	o.Logger = logger
+	if os.Geteuid() == 0 {
+		logger.Warn("the host runs as root: " + staysRoot)
+	}
 	h, err := host.Start(ctx, o)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/host/internal/privsep"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
@@ -29,6 +30,8 @@ const outputGrace = 200 * time.Millisecond
 // child is one operating system process of an agent, in a session and process group of its own.
 type child struct {
 	cmd      *exec.Cmd
+	parent   *privsep.Link    // that starts it as its own user; nil: the host does
+	foreign  *privsep.Process // it, where parent has started it
 	policy   sandbox.Policy
 	warnings []string // what the kernel lacks of the policy; fixed once it runs
 	pid      int
@@ -38,6 +41,8 @@ type child struct {
 	stdout   *os.File
 	stderr   *os.File
 	exited   chan struct{} // closed when the process has been reaped
+	result   string        // how it ended, as the kernel tells it; valid once it was reaped
+	status   syscall.WaitStatus
 	explain  func() string // more about its end than the kernel tells; may be nil
 	state    string        // how it ended; valid after exited
 	killed   bool          // by SIGKILL; valid after exited
@@ -50,9 +55,10 @@ type child struct {
 }
 
 // spawn starts a command with an environment of exactly env, which may do what policy says. Its output must be
-// read, with read, both ways. explain, if not nil, is called when it has ended.
-func spawn(command, env []string, policy sandbox.Policy, explain func() string) (*child, error) {
-	c := &child{policy: policy, explain: explain, exited: make(chan struct{})}
+// read, with read, both ways. explain, if not nil, is called when it has ended. parent, if not nil, has the privileges to
+// start it.
+func spawn(parent *privsep.Link, command, env []string, policy sandbox.Policy, explain func() string) (*child, error) {
+	c := &child{parent: parent, policy: policy, explain: explain, exited: make(chan struct{})}
 	c.output.Add(2)
 	theirs, err := c.plumb()
 	defer closeAll(theirs)
@@ -120,6 +126,16 @@ func (c *child) sideSocket() (*os.File, error) {
 // start runs the command and everything that must happen on the thread that started it: the kernel sends
 // Pdeathsig when that thread ends, not when the host does, so it is kept until the process has gone.
 func (c *child) start() error {
+	lack := ""
+	if c.parent != nil {
+		if lack = c.policy.Blocked(); lack == "" {
+			return c.entrust()
+		}
+		lack = fmt.Sprintf("it runs as the host's user: a user of its own has no access to %s", lack)
+		if c.policy.Required {
+			return fmt.Errorf("starting %s: sandbox: %s", c.cmd.Path, lack)
+		}
+	}
 	started, program := make(chan error), c.cmd.Path
 	go func() {
 		runtime.LockOSThread()
@@ -137,6 +153,30 @@ func (c *child) start() error {
 	if err := <-started; err != nil {
 		return fmt.Errorf("starting %s: %w", program, err)
 	}
+	if lack != "" {
+		c.warnings = append(c.warnings, lack)
+	}
+	return nil
+}
+
+// entrust has the parent of the host start the command, as a user that the host cannot become.
+func (c *child) entrust() (err error) {
+	c.oomKills = sandbox.OutOfMemoryKills()
+	if c.foreign, c.warnings, err = c.parent.Start(c.cmd, c.policy); err != nil {
+		return fmt.Errorf("starting %s: %w", c.cmd.Path, err)
+	}
+	c.pid = c.foreign.PID
+	go func() {
+		<-c.foreign.Done
+		c.mu.Lock()
+		c.gone = true
+		if c.why == "" {
+			c.why = c.foreign.Exit.Why
+		}
+		c.ours = c.ours || c.foreign.Exit.Why != ""
+		c.mu.Unlock()
+		c.ended(c.foreign.Exit.Text, c.foreign.Status())
+	}()
 	return nil
 }
 
@@ -154,27 +194,33 @@ func (c *child) reap() {
 	c.gone = true
 	c.mu.Unlock()
 	_ = c.cmd.Wait()
+	status, _ := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	c.ended(c.cmd.ProcessState.String(), status)
+}
+
+// ended reads what is left of the output and says how the process ended.
+func (c *child) ended(result string, status syscall.WaitStatus) {
+	c.result, c.status = result, status
 	deadline := time.Now().Add(outputGrace)
 	_ = c.stdout.SetReadDeadline(deadline)
 	_ = c.stderr.SetReadDeadline(deadline)
 	c.output.Wait()
 	c.state = c.ending()
-	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	c.killed = ok && status.Signaled() && status.Signal() == unix.SIGKILL
+	c.killed = status.Signaled() && status.Signal() == unix.SIGKILL
 	close(c.exited)
 }
 
 // ending says how the process ended.
 func (c *child) ending() string {
-	text := c.cmd.ProcessState.String()
+	text := c.result
 	c.mu.Lock()
 	why, ours := c.why, c.ours
 	c.mu.Unlock()
-	if status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == unix.SIGKILL && !ours &&
+	if c.status.Signal() == unix.SIGKILL && !ours &&
 		sandbox.OutOfMemoryKills() > c.oomKills {
 		return text + " (out of memory: the kernel has ended a process meanwhile to get some back)"
 	}
-	if why == "" && c.explain != nil && !c.cmd.ProcessState.Success() {
+	if why == "" && c.explain != nil && (!c.status.Exited() || c.status.ExitStatus() != 0) {
 		why = c.explain()
 	}
 	if why != "" {
@@ -205,6 +251,10 @@ func (c *child) signal(sig unix.Signal) {
 	defer c.mu.Unlock()
 	if !c.gone {
 		c.ours = c.ours || sig == unix.SIGKILL
+		if c.foreign != nil {
+			c.foreign.Signal(sig)
+			return
+		}
 		_ = unix.Kill(-c.pid, sig)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/posternmail/postern/host/internal/catalog"
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/privsep"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
@@ -27,6 +28,8 @@ type Options struct {
 	Beside bool
 	// Sums remembers the digests of programs. nil: they are read at each start.
 	Sums *catalog.Sums
+	// Parent starts the processes as users of their own, for a host that has given up root. nil: this process does.
+	Parent *privsep.Link
 	// Logger gets the lines of the agent and what the host has to say about it. nil: nothing is logged.
 	Logger hclog.Logger
 	// OnChange, if set, is called in a goroutine of its own after an instance came up, went down or failed.

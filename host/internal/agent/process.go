@@ -217,7 +217,7 @@ func (p *process) prepare(context.Context) error {
 		return err
 	}
 	p.runner.dir, p.runner.policy, p.runner.beside = p.dir, policyOf(p.o, p.dir), p.o.Beside
-	p.runner.policy.Sealed = p.sealed
+	p.runner.policy.Sealed, p.runner.parent = p.sealed, p.o.Parent
 	return nil
 }
 
@@ -253,7 +253,7 @@ func (p *process) start(ctx context.Context) error {
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: p.dir},
 		StartTimeout:     p.o.Spec.StartTimeout + time.Second, // ours ends first, and says what it is
 		Logger:           hclog.NewNullLogger(),               // our own words are better, and know which ends were expected
-		GRPCDialOptions:  p.dialOptions(),
+		GRPCDialOptions:  p.pluginDialOptions(),
 	})
 	connected := make(chan error, 1)
 	go func() { connected <- p.connect() }()
@@ -334,6 +334,15 @@ func (p *process) dialOptions() []grpc.DialOption {
 		grpc.WithInitialWindowSize(streamWindow),
 		grpc.WithInitialConnWindowSize(connectionWindow),
 	}
+}
+
+// pluginDialOptions are dialOptions, and the way to a socket that only the parent of the host can reach.
+func (p *process) pluginDialOptions() []grpc.DialOption {
+	options := p.dialOptions()
+	if p.o.Parent != nil {
+		options = append(options, grpc.WithContextDialer(p.runner.dial))
+	}
+	return options
 }
 
 // token goes with every call: an agent answers nobody else.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,6 +19,7 @@ import (
 	"github.com/hashicorp/go-plugin/runner"
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/host/internal/privsep"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
@@ -36,7 +38,8 @@ type agentRunner struct {
 	env     []string // beside what go-plugin adds
 	dir     string   // folder for the socket
 	policy  sandbox.Policy
-	beside  bool // what the sandbox lacks is said elsewhere
+	parent  *privsep.Link // that starts the process; nil: this process does
+	beside  bool          // what the sandbox lacks is said elsewhere
 	logs    *logs
 
 	handshake *io.PipeReader // to go-plugin
@@ -47,6 +50,7 @@ type agentRunner struct {
 	protocol atomic.Int64 // of the handshake, 0 before it
 
 	mu       sync.Mutex
+	socket   string // of the handshake
 	child    *child
 	stopped  bool // Start is refused from now on
 	noise    string
@@ -70,7 +74,7 @@ func (r *agentRunner) Start(context.Context) error {
 	if r.stopped {
 		return errors.New("stopped before it started")
 	}
-	c, err := spawn(r.command, r.env, r.policy, r.outOfMemory)
+	c, err := spawn(r.parent, r.command, r.env, r.policy, r.outOfMemory)
 	if err != nil {
 		return err
 	}
@@ -237,6 +241,13 @@ func (r *agentRunner) PluginToHost(network, address string) (string, string, err
 	if network != "unix" || !strings.HasPrefix(filepath.Clean(address), r.dir+"/") {
 		return "", "", fmt.Errorf("it listens at %s %s instead of a socket in PLUGIN_UNIX_SOCKET_DIR", network, address)
 	}
+	r.mu.Lock()
+	r.socket = address
+	c := r.child
+	r.mu.Unlock()
+	if c != nil && c.foreign != nil { // whose folder this process may not enter; its parent looks what it is
+		return network, address, nil
+	}
 	info, err := os.Lstat(address)
 	if err != nil {
 		return "", "", fmt.Errorf("its socket: %w", err)
@@ -245,6 +256,17 @@ func (r *agentRunner) PluginToHost(network, address string) (string, string, err
 		return "", "", fmt.Errorf("%s is not a socket", address)
 	}
 	return network, address, nil
+}
+
+// dial connects to the socket of the process.
+func (r *agentRunner) dial(ctx context.Context, _ string) (net.Conn, error) {
+	r.mu.Lock()
+	c, address := r.child, r.socket
+	r.mu.Unlock()
+	if c != nil && c.foreign != nil {
+		return c.foreign.Dial(address)
+	}
+	return (&net.Dialer{}).DialContext(ctx, "unix", address)
 }
 
 // HostToPlugin implements runner.AddrTranslator.

@@ -74,6 +74,7 @@ func hostBlock() *blockType {
 		options: []option{
 			text("name", formatDomain, "The name it greets with, a fully qualified domain name.").otherwise("the system's host name"),
 			text("data_dir", formatPath, "Folder of the store, tables, ledger, control socket and the state of agents.").starting(`"/var/lib/postern"`),
+			text("user", formatText, "User that the host runs as when it is started as root: a name, a name and a group as `name:group`, or numbers as `uid:gid`. Only a small process that starts agents stays root.").otherwise("the user who starts it"),
 			list("internal_smtp_servers", formatPrefix, "Servers whose `Received` lines are believed when the source of a message is looked for."),
 			text("postmaster", formatMailbox, "Sender shown in notifications.").otherwise("postmaster at the first accepted domain"),
 			integer("max_hops", "30", "1", "1000", "`Received` fields before a message counts as looping."),

@@ -24,6 +24,7 @@ func (l *loader) buildHost() {
 	l.config.Host = Host{
 		Name:                strings.ToLower(n.str("name")),
 		DataDir:             n.str("data_dir"),
+		User:                n.str("user"),
 		InternalSMTPServers: n.prefixes("internal_smtp_servers"),
 		EventBudget: EventBudget{
 			Connect: budget.duration("connect"),

@@ -31,6 +31,7 @@ func (l *loader) checkHost(n *node) {
 		l.diags.errorf(name.at, "the host needs one name, not a pattern")
 	}
 	l.checkDataDir(n)
+	l.checkUser(n)
 }
 
 // checkDataDir looks at what is there already; the folder is made at the first start.

@@ -38,6 +38,7 @@ type Config struct {
 type Host struct {
 	Name                string // FQDN it greets with
 	DataDir             string // store, tables, ledger, control socket, state of agents
+	User                string // that the host runs as when it is started as root; "": the one who starts it
 	InternalSMTPServers []netip.Prefix
 	EventBudget         EventBudget
 	Postmaster          string        // From of notifications; default postmaster@ the first accepted domain

@@ -265,6 +265,9 @@ type Offer struct {
 	Exclusive []string // agents that only one process can run
 	// Patience bounds each step of the new process: loading and starting agents, and opening the store.
 	Patience time.Duration
+	// Start starts the new process, which finds channel as its first descriptor behind standard error, where Command
+	// is not for this process to start. kill ends it, and wait waits for its end. nil: Command is started.
+	Start func(channel *os.File) (pid int, kill func(), wait func() error, err error)
 }
 
 // Hand starts a new process and makes it the owner. On an error, which says in the new process's words why it could not
@@ -275,7 +278,7 @@ func Hand(ctx context.Context, owner Owner, o Offer) (pid int, err error) {
 		return 0, fmt.Errorf("starting the new process: %w", err)
 	}
 	defer channel.Close()
-	child, err := startChild(o.Command, theirs)
+	child, err := startChild(o, theirs)
 	if err != nil {
 		return 0, fmt.Errorf("starting the new process: %w", err)
 	}
@@ -361,24 +364,36 @@ func (h *handing) await(ctx context.Context, steps ...string) (message, error) {
 
 // child is the new process as the owner sees it.
 type child struct {
-	cmd    *exec.Cmd
+	kill   func()
 	pid    int
 	exited chan error
 }
 
 // startChild starts the new process with its end of the channel, which is closed here.
-func startChild(command []string, theirs *os.File) (*child, error) {
+func startChild(o Offer, theirs *os.File) (*child, error) {
 	defer theirs.Close()
+	start := o.Start
+	if start == nil {
+		start = func(channel *os.File) (int, func(), func() error, error) { return startCommand(o.Command, channel) }
+	}
+	pid, kill, wait, err := start(theirs)
+	if err != nil {
+		return nil, err
+	}
+	c := &child{kill: kill, pid: pid, exited: make(chan error, 1)}
+	go func() { c.exited <- wait() }()
+	return c, nil
+}
+
+func startCommand(command []string, theirs *os.File) (pid int, kill func(), wait func() error, err error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Env = append(os.Environ(), channelVariable+"="+strconv.Itoa(channelFD))
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return 0, nil, nil, err
 	}
-	c := &child{cmd: cmd, pid: cmd.Process.Pid, exited: make(chan error, 1)}
-	go func() { c.exited <- cmd.Wait() }()
-	return c, nil
+	return cmd.Process.Pid, func() { _ = cmd.Process.Kill() }, cmd.Wait, nil
 }
 
 // exitWait is how long a process may take to end that has said it gives up, or closed the channel.
@@ -408,7 +423,7 @@ func (c *child) end() {
 	case <-c.exited:
 		return
 	case <-time.After(exitWait):
-		_ = c.cmd.Process.Kill()
+		c.kill()
 	}
 	<-c.exited
 }

@@ -37,13 +37,28 @@ const firstFD = 3
 // say so are removed from the environment, since they are for nobody else. What is not a listening TCP socket is an
 // error.
 func Activated() (*Listeners, error) {
+	files, err := ActivatedFiles()
+	if err != nil {
+		return nil, err
+	}
 	l := NewListeners()
+	for i, file := range files {
+		if err := l.inherit("", file); err != nil {
+			closeAll(files[i+1:])
+			return nil, fmt.Errorf("socket %d from systemd: %w", i+1, err)
+		}
+	}
+	return l, nil
+}
+
+// ActivatedFiles are the descriptors of Activated.
+func ActivatedFiles() (files []*os.File, err error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		_ = os.Unsetenv(name)
 	}
 	if pid != strconv.Itoa(os.Getpid()) {
-		return l, nil
+		return nil, nil
 	}
 	n, err := strconv.Atoi(count)
 	if err != nil {
@@ -51,11 +66,9 @@ func Activated() (*Listeners, error) {
 	}
 	for fd := firstFD; fd < firstFD+n; fd++ {
 		unix.CloseOnExec(fd)
-		if err := l.inherit("", os.NewFile(uintptr(fd), "socket from systemd")); err != nil {
-			return nil, fmt.Errorf("socket %d from systemd: %w", fd-firstFD+1, err)
-		}
+		files = append(files, os.NewFile(uintptr(fd), "socket from systemd"))
 	}
-	return l, nil
+	return files, nil
 }
 
 // inherit takes a socket over and closes file.

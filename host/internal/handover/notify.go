@@ -6,10 +6,10 @@ import (
 	"os"
 )
 
-// Notify tells the service manager (sd_notify(3)) that this process is the service now and ready. Without one it does
+// Notify tells the service manager (sd_notify(3)) that the process pid is the service now and ready. Without one it does
 // nothing.
-func Notify() error {
-	return notify(fmt.Sprintf("MAINPID=%d\nREADY=1", os.Getpid()))
+func Notify(pid int) error {
+	return notify(fmt.Sprintf("MAINPID=%d\nREADY=1", pid))
 }
 
 // NotifyStopping tells the service manager that the service ends.

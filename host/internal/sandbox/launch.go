@@ -62,6 +62,9 @@ func (l *launcher) run(spec string, say func(report) error) error {
 		return fmt.Errorf("what to launch: %w", err)
 	}
 	file.Close()
+	if l.Drop != nil {
+		return l.becomeHost(say)
+	}
 	for _, step := range []struct {
 		what string
 		do   func() error

@@ -78,6 +78,7 @@ type order struct {
 	Args      []string
 	Env       []string
 	Namespace bool
+	Drop      *Credential `json:",omitempty"` // be a host of this user, instead of a process under Policy
 }
 
 // report is what the launcher answers. There may be several; the last says the most.
@@ -103,6 +104,15 @@ func Start(cmd *exec.Cmd, p Policy) (warnings []string, err error) {
 		if lack != "" {
 			defer func() { warnings = append(warnings, lack) }()
 		}
+	}
+	started, err := Launch(cmd, p)
+	return append(warnings, started...), err
+}
+
+// Launch is Start for a policy whose UID and GID are chosen and own its folders already.
+func Launch(cmd *exec.Cmd, p Policy) (warnings []string, err error) {
+	if cmd.Err != nil {
+		return nil, cmd.Err
 	}
 	o := order{Policy: p, Path: cmd.Path, Args: cmd.Args, Env: cmd.Environ()}
 	if p.Processes > 0 && !p.Off {
