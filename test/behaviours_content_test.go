@@ -493,3 +493,56 @@ func places(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 }
+
+// TestRulesAreChecked: `postern check` warns of a rule in the sample configuration that reads what no agent before it has
+// written, and `postern agent run edgerules -- test` tells which rule matches a file, and why.
+func TestRulesAreChecked(t *testing.T) {
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sample := readFile(t, filepath.Join(root, "config.hcl"))
+	const rules = `agent "edgerules" {
+  priority = 30
+  config {
+    rule "spam" {
+      when { scl_over = 5 }
+      quarantine = true
+    }
+    rule "phishing" {
+      when {
+        subject_contains = ["account"]
+        stamp "pcl" { at_least = 4 }
+      }
+      quarantine = true
+    }
+`
+	const place = "agent \"edgerules\" {\n  priority = 30\n  config {\n"
+	if !strings.Contains(sample, place) {
+		t.Fatal("the sample has another agent edgerules")
+	}
+	sample = strings.Replace(sample, place, rules, 1)
+	h := rig.New(t, sample)
+	line := strings.Count(sample[:strings.Index(sample, place[:18])], "\n") + 1
+	for _, stamp := range []string{"scl", "pcl"} {
+		want := fmt.Sprintf("%s:%d,1-18: warning: agent \"edgerules\" reads the stamp %q at OnEndOfData, which no agent before it writes", h.Config, line, stamp)
+		if out := h.MustPostern("check"); !strings.Contains(out, want) {
+			t.Errorf("got\n%s\nwithout\n%s", out, want)
+		}
+	}
+	message := filepath.Join(h.Dir, "m.eml")
+	writeFile(t, message, letter("Subject: your account\r\n", "x\r\n"))
+	want := `rule "spam": does not match: stamp scl does not hold
+rule "phishing": matches
+    subject_contains: "account"
+    stamp pcl: "6"
+recipient me@example.org: phishing: quarantine
+`
+	if out := h.MustPostern("agent", "run", "edgerules", "--", "test", "--to", "me@example.org", "--stamp", "scl=4", "--stamp", "pcl=6", message); !strings.Contains(out, want) {
+		t.Errorf("got\n%s\nwithout\n%s", out, want)
+	}
+	h.Write(strings.Replace(sample, "  priority = 30\n", "  priority = 45\n", 1)) // behind contentfilter
+	if out := h.MustPostern("check"); strings.Contains(out, "reads the stamp") {
+		t.Errorf("got\n%s", out)
+	}
+}
