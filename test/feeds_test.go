@@ -121,7 +121,8 @@ func waitTaken(h *rig.Host, ip string) {
 func TestFeeds(t *testing.T) {
 	sink := rig.StartSink(t)
 	p := newPublisher(t)
-	h := rig.New(t, untarred(sink.Addr)+connfilter(p.block("lists", p.folder()))+contentfilter(p.block("filter", p.folder())))
+	h := rig.New(t, untarred(sink.Addr)+connfilter(p.block("lists", p.folder()))+contentfilter(p.block("filter", p.folder()))+
+		"agent \"protocolanalysis\" {\n  priority = 80\n  config {\n    weight_feed = 9\n    reverse_dns = false\n  }\n}\n")
 	h.Start()
 	waitStatus(h, "agent connfilter works without feed lists since ", "agent contentfilter works without feed filter since ")
 	if reply := recipient(h, "192.0.2.1"); !strings.HasPrefix(reply, "250 ") {
@@ -142,7 +143,10 @@ func TestFeeds(t *testing.T) {
 	}
 
 	const offer = "Subject: x\r\n\r\na miracle cure for you\r\n"
-	passed(t, h, sink, from(h, "203.0.113.1"), offer)
+	id := accepted(t, from(h, "203.0.113.1"), "a@sender.example", "b@example.org", offer)
+	if steps := waitRecord(h, id, "RECEIVE").steps("protocolanalysis", "OnEndOfData"); len(steps) != 1 || !strings.Contains(steps[0].Data, "feed 3.0 (level 3)") {
+		t.Errorf("the ledger has %+v", steps)
+	}
 	p.publish("filter", 1, "phrases-bad", "miracle cure\n")
 	h.WaitFor("the phrase to be refused", func() bool {
 		c := from(h, "203.0.113.1")

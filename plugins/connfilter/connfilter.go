@@ -60,18 +60,19 @@ const (
 
 // Stamps of the session, for the events after the one that judged it.
 const (
-	stampRefusal = "refusal" // why this client is refused
-	stampAsked   = "asked"   // the DNS lists have been asked
-	stampAllowed = "allowed" // it is on an allow list: its own bypass does not keep this agent away
+	stampRefusal    = "refusal" // why this client is refused
+	stampAsked      = "asked"   // the DNS lists have been asked
+	stampReputation = "iprl"    // shared: the level that a feed gives the source
+	stampAllowed    = "allowed" // it is on an allow list: its own bypass does not keep this agent away
 )
 
 func (f *Filter) subscribe(r *sdk.Registrar) {
 	f.machine = sdk.UseTable[blocked](r, "ip-block", sdk.Key(sdk.Client), sdk.LongestPrefix(), sdk.OnlyAt(sdk.OnConnect, sdk.OnEndOfHeaders))
 	leave := sdk.MayChange(sdk.Stamps(stampRefusal, stampAsked, stampAllowed))
-	r.OnConnect(leave, sdk.MayBypass)
+	r.OnConnect(leave, sdk.MayChange(sdk.Stamps(stampReputation)), sdk.MayBypass)
 	r.OnMail(sdk.ReadsOwnStamps(stampRefusal, stampAsked, stampAllowed), leave, sdk.MayBypass, sdk.Waits)
 	r.OnRcpt(sdk.ReadsOwnStamps(stampRefusal, stampAllowed), sdk.MayChange(sdk.Verdicts))
-	r.OnEndOfHeaders(sdk.ReadsHeaders("Received"), sdk.MayChange(sdk.Verdicts), sdk.MayBypass)
+	r.OnEndOfHeaders(sdk.ReadsHeaders("Received"), sdk.MayChange(sdk.Verdicts, sdk.Stamps(stampReputation)), sdk.MayBypass)
 	if len(f.providers) == 0 {
 		r.Skip(sdk.OnMail)
 	} else {
@@ -100,6 +101,9 @@ func (f *Filter) OnConnect(_ context.Context, e *sdk.ConnectEvent) sdk.Verdict {
 	}
 	if j.kind == unlisted {
 		j = f.judgeByFeeds(ip, e.Time)
+	}
+	if _, _, known := f.reputation(ip); known.level > 0 {
+		return j.session().StampSession(stampReputation, strconv.Itoa(known.level))
 	}
 	return j.session()
 }
@@ -155,6 +159,9 @@ func (f *Filter) OnEndOfHeaders(ctx context.Context, e *sdk.HeadersEvent) sdk.Ve
 	}
 	if j.kind == unlisted {
 		j = f.askLists(ctx, ip)
+	}
+	if _, _, known := f.reputation(ip); known.level > 0 {
+		return f.message(e, j).Stamp(stampReputation, strconv.Itoa(known.level))
 	}
 	return f.message(e, j)
 }

@@ -47,6 +47,7 @@ type Weights struct {
 	WeightMisnamed    float64 `hcl:"weight_reverse_mismatch,optional" default:"1" min:"0" max:"9" doc:"Points for the share of sessions that gave a name which is neither that of the address in DNS nor leads to the address."`
 	WeightEarlyTalk   float64 `hcl:"weight_early_talk,optional" default:"4" min:"0" max:"9" doc:"Points for the share of sessions that talked before the greeting."`
 	WeightPipelining  float64 `hcl:"weight_pipelining,optional" default:"3" min:"0" max:"9" doc:"Points for the share of sessions that sent on before replies they had to wait for (RFC 2920)."`
+	WeightFeed        float64 `hcl:"weight_feed,optional" default:"0" min:"0" max:"9" doc:"Points for a source to which a feed of connfilter gives the worst IP reputation, 9; for lower levels in proportion. Such a source is rated from its first message on. connfilter must have run before."`
 	WeightOpenProxies float64 `hcl:"weight_open_proxy,optional" default:"9" min:"0" max:"9" doc:"Points for a source that was found to be an open proxy."`
 }
 

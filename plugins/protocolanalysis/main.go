@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:         "protocolanalysis",
-		Version:      "1.0.0",
+		Version:      "1.1.0",
 		Category:     sdk.Antispam,
 		Summary:      "rates sources of mail by their behaviour and blocks the worst for a time",
 		SharedStamps: []string{stampSRL},

@@ -53,6 +53,7 @@ const (
 
 // Stamps.
 const (
+	stampFeed   = "iprl"   // shared: what a feed of connfilter gives the source
 	stampSRL    = "srl"    // shared: the level of the source
 	stampSource = "source" // the source of a message that came through a server of our own
 )
@@ -71,6 +72,11 @@ func (a *Analysis) subscribe(r *sdk.Registrar) {
 	r.OnEndOfData(sdk.ReadsStamps("scl"), sdk.ReadsOwnStamps(stampSource), sdk.MayChange(sdk.Stamps(stampSRL)))
 	r.OnReject(sdk.ReadsStamps("scl"), sdk.ReadsOwnStamps(stampSource))
 	r.OnSchedule(sdk.Every(a.HalfLife))
+	if a.WeightFeed > 0 {
+		for _, kind := range []sdk.EventKind{sdk.OnMail, sdk.OnEndOfData, sdk.OnReject} {
+			r.On(kind, sdk.ReadsStamps(stampFeed))
+		}
+	}
 	if a.prober != nil || a.ReverseDNS {
 		r.OnDisconnect(sdk.Waits)
 	}
@@ -168,7 +174,7 @@ func (a *Analysis) relayedMessage(e *sdk.DataEvent, ip netip.Addr) sdk.Verdict {
 	if _, blocked := a.ipBlock.RowOf(e, ip.String()); blocked {
 		return sdk.Continue()
 	}
-	s := sourceState{ip: ip, key: key}
+	s := sourceState{ip: ip, key: key, feed: feedLevel(e)}
 	s.profileRow, _ = a.reputation.RowOf(e, key)
 	s.recentRow, _ = a.recent.RowOf(e, key)
 	s.proxyRow, s.probed = a.proxies.RowOf(e, key)

@@ -446,3 +446,23 @@ func FuzzNameKey(f *testing.F) {
 		}
 	})
 }
+
+// A source that a feed of connfilter knows is rated from its first message on.
+func TestFeedReputation(t *testing.T) {
+	a := start(t, offline+"weight_feed = 6")
+	for _, c := range []struct{ ip, scl, level, why string }{
+		{"192.0.2.77", "1", "2", "SRL 2 of 1 messages and refusals: good_mail -3.0 (1 of 1), feed 5.3 (level 8)"},
+		{"192.0.2.78", "9", "9", "SRL 9 of 1 messages and refusals: spam 6.0 (1 of 1), recent_spam 0.1 (1), feed 5.3 (level 8)"},
+	} {
+		s := a.From(c.ip)
+		s.Mail("s@x.example")
+		s.Stamped("iprl", "8").Stamped("scl", c.scl).To("r@y.example")
+		o := s.Data("Subject: x\n\nx\n").WantStamp("srl", c.level)
+		if got := data(o); got != c.why {
+			t.Errorf("got %q, want %q", got, c.why)
+		}
+	}
+	if row(a, "ip-block", "192.0.2.78/32") == "" || row(a, "ip-block", "192.0.2.77/32") != "" {
+		t.Errorf("blocked are %v", a.Rows("ip-block"))
+	}
+}

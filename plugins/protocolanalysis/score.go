@@ -108,6 +108,7 @@ type sourceState struct {
 	recentRow  sdk.Row[recent]
 	proxyRow   sdk.Row[proxyRow]
 	probed     bool
+	feed       int // level that a feed gives it, 1 to 9; 0: none
 }
 
 // factor is one input of the formula.
@@ -160,10 +161,13 @@ func (a *Analysis) rate(s sourceState, session *sdk.Session) rating {
 		}
 	}
 	r := rating{seen: p.attempts(), minimum: a.MinMessages}
-	if r.rated = r.seen >= int64(a.MinMessages); !r.rated {
+	if r.rated = r.seen >= int64(a.MinMessages) || s.feed > 0; !r.rated {
 		return r
 	}
 	r.factors = a.factors(p, s.recentRow.Value, s.proxyRow.Value.Open)
+	if s.feed > 0 {
+		r.factors = append(r.factors, factor{"feed", a.WeightFeed * float64(s.feed) / worstFeed, fmt.Sprintf("level %d", s.feed)})
+	}
 	sum := 0.0
 	for _, f := range r.factors {
 		sum += f.points
@@ -209,11 +213,23 @@ func (a *Analysis) factors(p profile, recent recent, proxy string) (list []facto
 
 // source that an event is about, whose rows came with it.
 func (a *Analysis) source(e sdk.Subject, key string) sourceState {
-	s := sourceState{ip: e.Common().Session.Client.Addr, key: key}
+	s := sourceState{ip: e.Common().Session.Client.Addr, key: key, feed: feedLevel(e)}
 	s.profileRow, _ = a.reputation.Row(e)
 	s.recentRow, _ = a.recent.Row(e)
 	s.proxyRow, s.probed = a.proxies.Row(e)
 	return s
+}
+
+// worstFeed is the level of the worst sources in a feed.
+const worstFeed = 9
+
+// feedLevel is what a feed gives the source of an event; 0 where it gives nothing, or is not read.
+func feedLevel(e sdk.Subject) int {
+	level, err := strconv.Atoi(e.Common().Stamp(stampFeed))
+	if err != nil || level < 0 || level > worstFeed {
+		return 0
+	}
+	return level
 }
 
 // kindOf a message by its SCL: the field of the profile that it is counted in.

@@ -15,7 +15,7 @@ func SharedStamps() []string { return slices.Clone(sharedStamps[:]) }
 
 // sharedStamps never change.
 var sharedStamps = [...]string{
-	"scl", "pcl", "srl",
+	"scl", "pcl", "srl", "iprl",
 	"auth.spf", "auth.dkim", "auth.dmarc", "auth.arc", "auth.senderid", "auth.domain", "auth.results",
 	"av.status",
 }
