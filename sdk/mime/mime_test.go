@@ -150,6 +150,26 @@ func TestDecoded(t *testing.T) {
 	}
 }
 
+// Readers differ in which of several names they take.
+func TestNames(t *testing.T) {
+	msg := "Content-Type: application/pdf; name=\"=?utf-8?q?a=2Eexe?=\"\nContent-Type: text/plain; name=b.exe\nContent-Disposition: attachment; filename=c.pdf\n" +
+		"Content-Disposition: inline; filename*=utf-8''d%2Eexe\n\nx"
+	tree, err := parse(t, msg, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(tree.Root.Names(), " "); got != "c.pdf a.exe d.exe b.exe" {
+		t.Errorf("names %s", got)
+	}
+	if got := strings.Join(tree.Root.Types(), " "); got != "application/pdf text/plain" {
+		t.Errorf("types %s", got)
+	}
+	tree, err = parse(t, "Subject: x\n\nx", Limits{})
+	if err != nil || len(tree.Root.Names()) > 0 || len(tree.Root.Types()) != 1 {
+		t.Errorf("%v %q %q", err, tree.Root.Names(), tree.Root.Types())
+	}
+}
+
 func TestDecodeWords(t *testing.T) {
 	for in, want := range map[string]string{
 		"=?utf-8?q?gr=C3=BC=C3=9Fe?=":          "gr\u00fc\u00dfe",

@@ -2,7 +2,6 @@ package mime
 
 import (
 	"mime"
-	"slices"
 	"strings"
 )
 
@@ -16,13 +15,7 @@ func (p *Part) Names() []string {
 			all = append(all, DecodeWords(params["filename"]), DecodeWords(params["name"]))
 		}
 	}
-	var names []string
-	for _, name := range all {
-		if name != "" && !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
-	return names
+	return distinct(all)
 }
 
 // Types are all media types that a reader might take for p's, in lower case: Type, and that of each Content-Type field.
@@ -30,9 +23,19 @@ func (p *Part) Types() []string {
 	types := []string{p.Type}
 	for _, value := range p.Header.All("Content-Type") {
 		t, _, _ := strings.Cut(value, ";")
-		if t = strings.ToLower(strings.TrimSpace(t)); !slices.Contains(types, t) {
-			types = append(types, t)
+		types = append(types, strings.ToLower(strings.TrimSpace(t)))
+	}
+	return distinct(types)
+}
+
+// distinct texts of a list, in order, without empty ones. There may be thousands.
+func distinct(list []string) (left []string) {
+	seen := make(map[string]bool, len(list))
+	for _, s := range list {
+		if s != "" && !seen[s] {
+			seen[s] = true
+			left = append(left, s)
 		}
 	}
-	return types
+	return left
 }
