@@ -46,9 +46,6 @@ type Catalog struct{ dir string }
 // In is the catalog of a data directory. It need not exist.
 func In(dataDir string) *Catalog { return &Catalog{filepath.Join(dataDir, catalogDir)} }
 
-// Dir is the folder of the catalog.
-func (c *Catalog) Dir() string { return c.dir }
-
 // Entry is one installed version.
 type Entry struct {
 	Plugin    string    `json:"plugin"` // the name that the agent has given

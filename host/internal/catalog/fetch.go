@@ -59,7 +59,7 @@ func local(name string) (fetched, error) {
 
 var errTooMuch = fmt.Errorf("it has more than %d MiB", maxFetched>>20)
 
-// programName is the last part of a path, without what file names of packages do not need.
+// programName is what a program is called in the catalog: as in the path that it came from, where that has a usable name.
 func programName(p string) string {
 	name := path.Base(p)
 	if local, err := localName(name); err == nil {
