@@ -125,15 +125,9 @@ func TestUpgradeAndRollback(t *testing.T) {
 	h.WaitFor("one process", func() bool { return len(children(h.Pid())) == 1 })
 }
 
-// children of a process.
-func children(pid int) []string {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return nil
-	}
-	found := strings.Fields(string(text))
+// children of a process, of all its threads.
+func children(pid int) (found []string) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	found = nil
 	for _, f := range threads {
 		text, _ := os.ReadFile(f)
 		found = append(found, strings.Fields(string(text))...)
