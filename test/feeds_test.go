@@ -274,6 +274,42 @@ func TestFeedHTTPS(t *testing.T) {
 	waitStatus(h, "!feed lists")
 }
 
+// TestFeedModel rates by a model that a feed brings, but not by one that is wrong of the mail of its own test.
+func TestFeedModel(t *testing.T) {
+	p, sink := newPublisher(t), rig.StartSink(t)
+	train := func(spam, ham string) (model, mbox string) {
+		t.Helper()
+		dir := t.TempDir()
+		path, maildir := collections(t, dir, spam, ham)
+		cmd := exec.Command(filepath.Join(rig.Bin(t), "agents", "contentfilter"), "train", "--model", filepath.Join(dir, "m"), "--spam", path, "--ham", maildir)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("train: %v\n%s", err, out)
+		}
+		var read [2]string
+		for i, file := range []string{filepath.Join(dir, "m"), path} {
+			content, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			read[i] = string(content)
+		}
+		return read[0], read[1]
+	}
+	model, spam := train(spamWords, hamWords)
+	contrary, ham := train(hamWords, spamWords)
+	h := rig.Start(t, untarred(sink.Addr)+contentfilter("reject_at = 6\n"+p.block("filter", p.folder())))
+	c, offer := from(h, "192.0.2.1"), sortedMail(spamWords, 1000)
+	passed(t, h, sink, c, offer)
+	p.publish("filter", 1, "model", model, "model-check-spam", spam, "model-check-ham", ham)
+	h.WaitFor("spam to be refused", func() bool {
+		return strings.HasPrefix(c.Message("a@sender.example", "b@example.org", offer), "550 ")
+	})
+	p.publish("filter", 2, "model", contrary, "model-check-spam", spam, "model-check-ham", ham)
+	waitStatus(h, "agent contentfilter works without new bundle of feed filter since ", "right, not 90 %")
+	refuseSpam(t, h, c, offer)
+	passed(t, h, sink, c, sortedMail(hamWords, 1000))
+}
+
 // TestFeedsManual runs the example of docs/feeds.md: what its shell commands publish, its configuration uses.
 func TestFeedsManual(t *testing.T) {
 	root, err := rig.Root()

@@ -48,7 +48,6 @@ type Feeds[T any] struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
-	busy    atomic.Bool // a fetch is under way
 }
 
 // logger is the part of hclog.Logger that is used here.
@@ -63,6 +62,7 @@ type one[T any] struct {
 	keep   store
 	build  Build[T]
 	value  atomic.Pointer[Value[T]]
+	busy   atomic.Bool // its source is being looked at
 
 	mu     sync.Mutex // of what follows
 	state  state
@@ -137,17 +137,20 @@ func (f *Feeds[T]) Values() iter.Seq[*Value[T]] {
 // Fetch looks at the sources whose time has come, beside the events: a slow source delays nothing. The host raises
 // OnSchedule in one process of the agent; the others find what it fetched on disk.
 func (f *Feeds[T]) Fetch(e *sdk.ScheduleEvent) {
-	if e.DryRun || len(f.all) == 0 || !f.busy.CompareAndSwap(false, true) {
+	if e.DryRun {
 		return
 	}
 	now := e.Time
-	f.running.Go(func() {
-		defer f.busy.Store(false)
-		for _, o := range f.all {
-			o.noteFolder(o.refresh(f.ctx, now))
+	for _, o := range f.all {
+		if !o.busy.CompareAndSwap(false, true) {
+			continue
 		}
-		f.look()
-	})
+		f.running.Go(func() {
+			defer o.busy.Store(false)
+			o.noteFolder(o.refresh(f.ctx, now))
+			f.lookAt(o)
+		})
+	}
 }
 
 // Close ends what goes on beside the events.
@@ -173,22 +176,26 @@ func (f *Feeds[T]) watch() {
 // look at what is on disk once, and tell what is wrong.
 func (f *Feeds[T]) look() {
 	for _, o := range f.all {
-		loaded, loadErr := o.look()
-		if loaded != nil {
-			f.logger.Info("feed applied", "feed", o.source.Name, "serial", loaded.Manifest.Serial, "created", loaded.Manifest.Created.Format(time.RFC3339))
-		}
-		unreachable, refused, broken := o.troubles()
-		f.health.Report("folder of feed "+o.source.Name, broken)
-		f.health.Report("feed "+o.source.Name, unreachable)
-		f.health.Report("new bundle of feed "+o.source.Name, refused)
-		if o.refusedAnew(refused) { // Health tells the first reason of several in a row
-			f.logger.Warn("another bundle is refused", "feed", o.source.Name, "error", refused)
-		}
-		if loadErr == nil {
-			loadErr = o.expired(time.Now())
-		}
-		f.health.Report("current bundle of feed "+o.source.Name, loadErr)
+		f.lookAt(o)
 	}
+}
+
+func (f *Feeds[T]) lookAt(o *one[T]) {
+	loaded, loadErr := o.look()
+	if loaded != nil {
+		f.logger.Info("feed applied", "feed", o.source.Name, "serial", loaded.Manifest.Serial, "created", loaded.Manifest.Created.Format(time.RFC3339))
+	}
+	unreachable, refused, broken := o.troubles()
+	f.health.Report("folder of feed "+o.source.Name, broken)
+	f.health.Report("feed "+o.source.Name, unreachable)
+	f.health.Report("new bundle of feed "+o.source.Name, refused)
+	if o.refusedAnew(refused) { // Health tells the first reason of several in a row
+		f.logger.Warn("another bundle is refused", "feed", o.source.Name, "error", refused)
+	}
+	if loadErr == nil {
+		loadErr = o.expired(time.Now())
+	}
+	f.health.Report("current bundle of feed "+o.source.Name, loadErr)
 }
 
 // look loads the bundle that the state names, if that is another one than before. loaded is nil where nothing changed.

@@ -313,8 +313,10 @@ func TestHTTPS(t *testing.T) {
 
 	for want, answer := range map[string]http.HandlerFunc{
 		"500 Internal Server Error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
-		"redirected to http://":     func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://x.example/", http.StatusFound) },
-		"after 5 redirects":         func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
+		"redirected to http://": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://x.example/", http.StatusFound)
+		},
+		"after 5 redirects": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
 		"no answer, or not all of it, within 1s": func(w http.ResponseWriter, r *http.Request) {
 			for i := 0; ; i++ { // a few octets at a time, for ever
 				_, _ = w.Write([]byte("x"))
