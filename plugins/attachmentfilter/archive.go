@@ -33,7 +33,7 @@ const maxDictionary = 64 << 20
 func opener(k kind, mediaType, file string) (open openFunc, nests bool) {
 	known := map[kind]openFunc{
 		"zip": openZip, "tar": openTar, "gz": openGzip, "bz2": openBzip2, "xz": openXZ, "rar": openRar, "7z": open7z,
-		"tnef": openTNEF,
+		"tnef": openTNEF, "zst": openZstd,
 	}
 	switch {
 	case known[k] != nil:
@@ -50,7 +50,7 @@ func opener(k kind, mediaType, file string) (open openFunc, nests bool) {
 
 // unopened are kinds of archives that are not looked into.
 var unopened = map[kind]bool{
-	"cab": true, "arj": true, "lzh": true, "ace": true, "zst": true, "lz4": true, "lz": true, "z": true, "cpio": true, "rpm": true, "deb": true,
+	"cab": true, "arj": true, "lzh": true, "ace": true, "lz4": true, "lz": true, "z": true, "cpio": true, "rpm": true, "deb": true,
 	"wim": true, "xar": true, "iso": true, "vhd": true, "vhdx": true, "zoo": true, "hqx": true, "szdd": true,
 }
 
@@ -134,8 +134,9 @@ func openZip(s *scan, file string, r *bufio.Reader, depth int) error {
 	if err != nil {
 		return errors.Join(err, s.zipLocals(file, data, depth, nil))
 	}
-	archive.RegisterDecompressor(zipBzip2, func(r io.Reader) io.ReadCloser { return io.NopCloser(bzip2.NewReader(r)) })
-	archive.RegisterDecompressor(zipLZMA, zipLZMAReader)
+	archive.RegisterDecompressor(zipBzip2, zipDecompressor(func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }))
+	archive.RegisterDecompressor(zipOldZstd, zipDecompressor(newZstd))
+	archive.RegisterDecompressor(zipZstd, zipDecompressor(newZstd))
 	listed := map[int64]bool{}
 	for _, f := range archive.File {
 		offset, err := f.DataOffset()
@@ -151,25 +152,47 @@ func openZip(s *scan, file string, r *bufio.Reader, depth int) error {
 
 // Methods of zip files beside those of the standard library (APPNOTE.TXT section 4.4.5).
 const (
-	zipBzip2 = 12
-	zipLZMA  = 14
+	zipBzip2     = 12
+	zipLZMA      = 14
+	zipOldZstd   = 20
+	zipZstd      = 93
+	zipEncrypted = 1 // of the flags
+	zipLZMAEnds  = 2 // of the flags: the data says where it ends
 )
 
-// zipLZMAReader reads the version and the properties in front, and the data up to their end (APPNOTE.TXT section 5.8).
-func zipLZMAReader(r io.Reader) io.ReadCloser {
-	var head [9]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return failed{noEOF(err)}
-	}
-	header := binary.LittleEndian.AppendUint64(bytes.Clone(head[4:]), math.MaxUint64) // of a size that is not known
-	if binary.LittleEndian.Uint16(head[2:]) != 5 || binary.LittleEndian.Uint32(head[5:]) > maxDictionary {
-		return failed{zip.ErrAlgorithm}
-	}
-	in, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(io.MultiReader(bytes.NewReader(header), r))
+// openLZMA reads the version and the properties in front, and the data up to their end (APPNOTE.TXT section 5.8).
+func (s *scan) openLZMA(f *zip.File) (io.Reader, error) {
+	raw, err := f.OpenRaw()
 	if err != nil {
-		return failed{err}
+		return nil, err
 	}
-	return io.NopCloser(in)
+	var head [9]byte
+	if _, err := io.ReadFull(raw, head[:]); err != nil {
+		return nil, noEOF(err)
+	}
+	if binary.LittleEndian.Uint16(head[2:]) != 5 {
+		return nil, zip.ErrAlgorithm
+	}
+	size := f.UncompressedSize64
+	if f.Flags&zipLZMAEnds != 0 {
+		size = math.MaxUint64
+		if err := s.model(); err != nil {
+			return nil, err
+		}
+	}
+	header := binary.LittleEndian.AppendUint64(bytes.Clone(head[4:]), size)
+	return lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(io.MultiReader(bytes.NewReader(header), raw))
+}
+
+// zipDecompressor of a library.
+func zipDecompressor(open func(io.Reader) (io.Reader, error)) zip.Decompressor {
+	return func(r io.Reader) io.ReadCloser {
+		in, err := open(r)
+		if err != nil {
+			in = failed{err}
+		}
+		return io.NopCloser(in)
+	}
 }
 
 // failed reader.
@@ -178,18 +201,17 @@ type failed struct{ err error }
 // Read implements io.Reader.
 func (f failed) Read([]byte) (int, error) { return 0, f.err }
 
-// Close implements io.Closer.
-func (f failed) Close() error { return nil }
-
 func (s *scan) zipMember(archive string, f *zip.File, depth int) error {
 	if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 {
 		return nil
 	}
 	return s.member(archive, f.Name, depth, func() (io.Reader, error) {
-		const encrypted = 1
-		if f.Flags&encrypted != 0 {
+		switch {
+		case f.Flags&zipEncrypted != 0:
 			s.noteEncrypted(archive)
 			return strings.NewReader(""), nil
+		case f.Method == zipLZMA:
+			return s.openLZMA(f)
 		}
 		return f.Open()
 	})
@@ -295,6 +317,9 @@ func (s *scan) rarMember(file string, header *rardecode.FileHeader, archive *rar
 		if err := s.grow(max(header.UnPackedSize, 0)); err != nil {
 			return err
 		}
+	}
+	if header.PackedSize == 0 { // empty, or a link
+		return s.member(file, header.Name, depth, nil)
 	}
 	return s.member(file, header.Name, depth, func() (io.Reader, error) {
 		if header.Encrypted {

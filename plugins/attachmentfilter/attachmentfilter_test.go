@@ -7,12 +7,16 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/posternmail/postern/internal/corpora"
 	"github.com/posternmail/postern/sdk/agenttest"
@@ -99,6 +103,15 @@ func gzipped(t testing.TB, data []byte) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+func zstandard(t testing.TB, data []byte) []byte {
+	t.Helper()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.EncodeAll(data, nil)
 }
 
 func start(t *testing.T, config string, options ...agenttest.Option) *agenttest.Agent {
@@ -275,6 +288,7 @@ func TestArchives(t *testing.T) {
 		"d.tar.gz":   {gzipped(t, tarred(t, bad)), "AttachmentName d.tar.gz/d.tar/run.exe"},
 		"e.tgz":      {gzipped(t, tarred(t, hidden)), "AttachmentContent e.tgz/e.tar/run.txt"},
 		"f.exe.gz":   {gzipped(t, []byte("x")), "AttachmentName f.exe.gz/f.exe"},
+		"h.tar.zst":  {zstandard(t, tarred(t, hidden)), "AttachmentContent h.tar.zst/h.tar/run.txt"},
 		"g.gz":       {gzipped(t, executable), "AttachmentContent g.gz/g"},
 		"nested.zip": {zipped(t, file{"in.zip", zipped(t, file{"deep.tar.gz", gzipped(t, tarred(t, bad))})}), "AttachmentName nested.zip/in.zip/deep.tar.gz/deep.tar/run.exe"},
 		"sfx.bin":    {append([]byte("junk in front, as of a self-extracting file\n"), zipped(t, bad)...), ""},
@@ -381,6 +395,33 @@ func TestLimits(t *testing.T) {
 	// Files that are no archives are not unpacked to their end.
 	if found, err := look(t, filter(t), "large.gz", large); err != nil || len(found) > 0 {
 		t.Errorf("large: %v %v", found, err)
+	}
+}
+
+// Decoders that take memory as the archive says are counted.
+func TestModels(t *testing.T) {
+	s := filter(t).newScan(context.Background(), 1)
+	props := binary.LittleEndian.AppendUint32([]byte{6}, 64<<20)
+	for range maxModels {
+		if _, err := s.newPPMd(props, 10, bytes.NewReader(make([]byte, 100))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.newPPMd(props, 10, bytes.NewReader(make([]byte, 100))); !errors.Is(err, errLimit) {
+		t.Errorf("got %v", err)
+	}
+	large := binary.LittleEndian.AppendUint32([]byte{6}, 64<<20+1)
+	if _, err := s.newPPMd(large, 10, bytes.NewReader(nil)); !errors.Is(err, errUnknown7z) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What a decoder gives before it breaks off is judged.
+func TestBrokenOff(t *testing.T) {
+	packed := gzipped(t, append(bytes.Clone(executable), make([]byte, 100)...))
+	found, err := look(t, filter(t), "a.gz", packed[:len(packed)-8])
+	if err != nil || !slices.Equal(found, []string{"AttachmentContent a.gz/a"}) {
+		t.Errorf("%q %v", found, err)
 	}
 }
 
@@ -562,6 +603,7 @@ func FuzzContent(f *testing.F) {
 	f.Add("a.eml", []byte(message(file{"a.exe", executable})))
 	f.Add("a.7z", sevenZip("a.exe", executable, idBCJ2))
 	f.Add("a.7z", sevenZip("a.exe", executable, "\x03\x04\x01"))
+	f.Add("a.tar.zst", zstandard(f, tarred(f, file{"a.exe", executable})))
 	f.Add("a.arj", []byte("\x60\xea"))
 	f.Add("a.xz", []byte("\xfd7zXZ\x00\x00\x04"))
 	f.Add("a.msi", []byte("\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"))

@@ -9,8 +9,16 @@ import (
 	"github.com/stangelandcl/ppmd"
 )
 
-// maxModels is how many PPMd models a message may have unpacked: each is as large as the archive says.
+// maxModels is how many decoders a message may need that take as much memory as the archive says, whatever is in it.
 const maxModels = 16
+
+// model counts such a decoder.
+func (s *scan) model() error {
+	if s.models++; s.models > maxModels {
+		return fmt.Errorf("%w: more than %d large decoders", errLimit, maxModels)
+	}
+	return nil
+}
 
 // ppmdReader reads what PPMd has packed. The library is not made for hostile input: a model that does not add up makes it
 // panic, which is an error here.
@@ -25,8 +33,8 @@ func (s *scan) newPPMd(props []byte, size uint64, in io.Reader) (r io.Reader, er
 	if memory > maxDictionary {
 		return nil, errUnknown7z
 	}
-	if s.models++; s.models > maxModels {
-		return nil, fmt.Errorf("%w: more than %d PPMd models", errLimit, maxModels)
+	if err := s.model(); err != nil {
+		return nil, err
 	}
 	decoder, err := ppmd.NewH7zReader(in, int(props[0]), int(memory), int(size))
 	return &ppmdReader{decoder}, err

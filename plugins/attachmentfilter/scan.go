@@ -28,7 +28,7 @@ type scan struct {
 	part      *mime.Part
 	files     int
 	expanded  int64
-	models    int // of PPMd
+	models    int // see model
 	findings  []finding
 	fates     map[fate]bool // that findings stand for
 	encrypted []string
@@ -132,15 +132,15 @@ func (s *scan) judgeKind(file string, k kind) bool {
 func (s *scan) content(file string, r io.Reader, depth int, mediaType string) error {
 	in := bufio.NewReaderSize(&meter{s, r}, sniffed)
 	head, err := in.Peek(sniffed)
-	if err != nil && !errors.Is(err, io.EOF) && (depth > 0 || errors.Is(err, errLimit) || s.ctx.Err() != nil) {
-		return s.unread(file, err) // of a part that is badly encoded, what can be read is judged
-	}
 	k := sniff(head)
 	if k == "" && isDisk(file) {
 		k = "iso"
 	}
 	if s.judgeKind(file, k) {
 		return nil
+	}
+	if err != nil && !errors.Is(err, io.EOF) && (depth > 0 || errors.Is(err, errLimit) || s.ctx.Err() != nil) {
+		return s.unread(file, err) // of a part that is badly encoded, what can be read is judged
 	}
 	if unopened[k] {
 		s.add(finding{s.part, file, reasonUnscannable, "archive of kind " + string(k), s.Unscannable, s.Response})

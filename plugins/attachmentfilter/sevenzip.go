@@ -82,6 +82,9 @@ func (a *archive7z) open() error {
 	if offset > uint64(len(a.data)-signature) || size > uint64(len(a.data)-signature)-offset || size > max7zHeader {
 		return err7z
 	}
+	if size == 0 {
+		return nil // an archive of no files
+	}
 	header := a.data[signature+offset:][:size]
 	for range 4 {
 		r := &reader7z{b: header}
@@ -121,6 +124,10 @@ func (a *archive7z) unpackHeader(r *reader7z) ([]byte, error) {
 func (a *archive7z) directory(r *reader7z) error {
 	for !r.bad {
 		switch r.byte() {
+		case 0x02:
+			for r.byte() != 0 { // properties of the archive
+				r.take(r.number())
+			}
 		case 0x04:
 			a.main = r.streams()
 		case 0x05:
@@ -301,8 +308,12 @@ func (a *archive7z) packed(streams *streams7z, index int) (io.Reader, error) {
 // what is looked for, so they are passed over.
 func (a *archive7z) decoder7z(c *coder7z, size uint64, in io.Reader) (io.Reader, error) {
 	switch c.id {
-	case "\x00", "\x03\x03\x01\x03", "\x03\x03\x02\x05", "\x03\x03\x05\x01", "\x03\x03\x07\x01", "\x03\x03\x08\x05", "\x0a":
+	case "\x00", "\x03\x03\x01\x03", "\x03\x03\x02\x05", "\x03\x03\x05\x01", "\x03\x03\x07\x01", "\x03\x03\x08\x05", "\x0a", "\x0b":
 		return in, nil
+	case "\x03":
+		return newDelta(c.props, in)
+	case "\x04\xf7\x11\x01":
+		return newZstd(in)
 	case "\x03\x01\x01":
 		header := binary.LittleEndian.AppendUint64(bytes.Clone(c.props), size)
 		if len(header) != 13 {
