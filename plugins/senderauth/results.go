@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/posternmail/postern/sdk/arc"
 	"github.com/posternmail/postern/sdk/dkim"
 )
 
@@ -221,35 +222,11 @@ func quotedID(s string) (id string, ok bool) {
 
 // resultIn finds the result of a method in what a sealer wrote, "" if there is none.
 func resultIn(results, method string) string {
-	for part := range strings.SplitSeq(bare(results), ";") {
+	for part := range strings.SplitSeq(arc.Bare(results), ";") {
 		name, value, found := strings.Cut(part, "=")
 		if words := strings.Fields(value); found && len(words) > 0 && strings.EqualFold(strings.TrimSpace(name), method) {
 			return strings.ToLower(words[0])
 		}
 	}
 	return ""
-}
-
-// bare is s without its comments and quoted strings, in which strangers could write anything.
-func bare(s string) string {
-	var b strings.Builder
-	depth, quoted := 0, false
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '\\':
-			i++
-		case quoted:
-			quoted = c != '"'
-		case c == '(':
-			depth++
-		case c == ')' && depth > 0:
-			depth--
-		case depth > 0:
-		case c == '"':
-			quoted = true
-		default:
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
 }

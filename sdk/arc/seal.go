@@ -94,7 +94,7 @@ func stateOf(results string, n int) string {
 	if n == 1 {
 		return string(None)
 	}
-	for part := range strings.SplitSeq(bare(results), ";") {
+	for part := range strings.SplitSeq(Bare(results), ";") {
 		words := strings.Fields(part)
 		if len(words) == 0 {
 			continue
@@ -109,8 +109,9 @@ func stateOf(results string, n int) string {
 	return string(Fail)
 }
 
-// bare results are without comments and quoted strings, in which strangers could write anything.
-func bare(s string) string {
+// Bare is an Authentication-Results without comments and quoted strings (RFC 8601 section 2.2), in which strangers
+// could write anything.
+func Bare(s string) string {
 	var b strings.Builder
 	depth, quoted := 0, false
 	for i := 0; i < len(s); i++ {
