@@ -253,7 +253,7 @@ func TestSkipIsAVerdict(t *testing.T) {
 		t.Errorf("%d skips counted", n)
 	}
 	h.WaitFor("a line in the log", func() bool {
-		return strings.Contains(h.Log(), "agent failed at an event: agent=scanner how=late detail=\"no answer within 400ms\"")
+		return strings.Contains(h.Log(), "agent failed at an event: agent=scanner how=late detail=\"no answer within 400ms\" event=OnEndOfData")
 	})
 	accepted(t, c, "a@sender.example", "b@example.org", "X-Postern-Skipped: scanner\r\nSubject: seen\r\n\r\nhello\r\n")
 	for _, m := range h.WaitDropped(2) {

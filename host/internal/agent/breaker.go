@@ -59,7 +59,7 @@ func (a *Agent) wear(f *flight, failure *Failure) {
 	case b.failures >= breakAfter:
 		b.open, b.since, b.pause = true, now, firstPause
 		go a.o.Logger.Warn("agent keeps failing: its events follow on_failure at once, and one is tried now and then",
-			"agent", a.Name(), "event", f.call.Kind, "failures", b.failures, "last", failure.Error())
+			"agent", a.Name(), "event", f.call.Event, "failures", b.failures, "last", failure.Error())
 	default:
 		return
 	}
@@ -76,7 +76,7 @@ func (a *Agent) mend(f *flight) {
 	if !b.open {
 		return
 	}
-	go a.o.Logger.Info("agent answers again", "agent", a.Name(), "event", f.call.Kind,
+	go a.o.Logger.Info("agent answers again", "agent", a.Name(), "event", f.call.Event,
 		"failures", b.failures, "since", b.since.Format(time.RFC3339))
 	if a.o.OnChange != nil { // what waits for the agent need not wait for the next look
 		go a.o.OnChange()

@@ -12,6 +12,7 @@ import (
 // the agent's client adds for each attempt (id, attempt, timeout, body): protobuf merges concatenated messages.
 type Call struct {
 	Kind    agentpb.EventKind
+	Event   string // name of Kind, for log lines
 	EventID string // the same for every attempt
 	Session string // for log lines
 	Message string

@@ -28,7 +28,7 @@ func (a *Agent) complain(c *Call, failure *Failure) {
 	}
 	a.complaints[failure.Kind] = &complaint{}
 	go a.o.Logger.Warn("agent failed at an event", "agent", a.Name(), "how", failure.Kind, "detail", failure.Detail,
-		"event", c.Kind, "session", c.Session, "message", c.Message)
+		"event", c.Event, "session", c.Session, "message", c.Message)
 	time.AfterFunc(complainEvery, func() { a.complainAgain(failure.Kind) })
 }
 

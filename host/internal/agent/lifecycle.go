@@ -76,18 +76,29 @@ func Validate(ctx context.Context, o Options, configJSON []byte) ([]*agentpb.Dia
 	return diagnostics, err
 }
 
-// briefly starts a process, has f use it and ends it. Nothing is in flight, so it need not be asked twice.
+// briefly starts a process, has f use it and ends it. Nothing is in flight, so it need not be asked twice. A process that
+// somebody else has killed says nothing about the agent: another one is tried, once.
 func briefly(ctx context.Context, o Options, f func(context.Context, *process) error) error {
 	o = o.withDefaults()
 	o.Beside = true
+	killed, err := once(ctx, o, f)
+	if killed && err != nil && ctx.Err() == nil {
+		o.Logger.Warn("a process that was only to be asked was killed, another one is tried", "agent", o.Spec.Name, "error", err)
+		_, err = once(ctx, o, f)
+	}
+	return err
+}
+
+// once is briefly for one process. killed tells that a SIGKILL ended it which was not the host's.
+func once(ctx context.Context, o Options, f func(context.Context, *process) error) (killed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, o.Spec.StartTimeout)
 	defer cancel()
 	p, err := newProcess(ctx, o, 1)
-	if err != nil {
-		return err
+	if err == nil {
+		defer p.destroy()
+		err = f(ctx, p)
 	}
-	defer p.destroy()
-	return f(ctx, p)
+	return p != nil && p.killedFromOutside(), err
 }
 
 // Ready reports whether an instance is up.

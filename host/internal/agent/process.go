@@ -166,7 +166,7 @@ func (p *process) exitState(wait time.Duration) string {
 
 // killedFromOutside reports whether a SIGKILL that was not ours ended the process.
 func (p *process) killedFromOutside() bool {
-	if p.runner == nil {
+	if p.runner == nil || p.runner.started() == nil {
 		return false
 	}
 	c := p.runner.started()

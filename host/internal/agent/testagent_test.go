@@ -108,6 +108,9 @@ func (a *testAgent) misbehave() {
 			fmt.Fprintln(os.Stderr, "cannot read the model")
 			os.Exit(9)
 		}
+	case a.role["killed-once"] && first("start"), a.role["killed-always"]:
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		time.Sleep(time.Minute) // the signal is on its way
 	case a.role["mute"]:
 		time.Sleep(time.Hour)
 	case a.role["prints"]:
@@ -135,6 +138,15 @@ func (a *testAgent) misbehave() {
 	if a.role["no-pdeathsig"] {
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
 	}
+}
+
+// first reports whether something happens for the first time in the life of the state folder.
+func first(what string) bool {
+	f, err := os.OpenFile(filepath.Join(os.Getenv("POSTERN_STATE_DIR"), what), os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
 }
 
 func (a *testAgent) watchLifeline() {
@@ -278,6 +290,10 @@ func (a *testAgent) Describe(context.Context, *agentpb.DescribeRequest) (*agentp
 }
 
 func (a *testAgent) Validate(_ context.Context, r *agentpb.ValidateRequest) (*agentpb.ValidateResponse, error) {
+	if a.role["killed-at-work"] && first("validate") {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		time.Sleep(time.Minute)
+	}
 	return &agentpb.ValidateResponse{Diagnostics: []*agentpb.Diagnostic{{Summary: "seen " + strings.ToValidUTF8(cutString(string(r.GetConfig()), 20), "")}}}, nil
 }
 

@@ -499,6 +499,22 @@ func TestDescribeValidateAndCommand(t *testing.T) {
 	}
 }
 
+// A process that somebody kills while it is asked does not count: another one is asked, once.
+func TestAskedProcessIsKilled(t *testing.T) {
+	t.Parallel()
+	for role, want := range map[string]string{"killed-once": "", "killed-at-work": "", "killed-always": "signal: killed"} {
+		o, _ := options(t, role)
+		diagnostics, err := Validate(context.Background(), o, []byte("{}"))
+		if want == "" && (err != nil || len(diagnostics) != 1) {
+			t.Errorf("%s: %v %v", role, diagnostics, err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v", role, err)
+		}
+		nothingLeft(t, o)
+	}
+}
+
 // A process that closes its stream, or its whole server, and lives on is ended.
 func TestHungUp(t *testing.T) {
 	o, _ := options(t, "lingers")

@@ -288,7 +288,7 @@ func (r *run) fill(q *question) error {
 	if err != nil {
 		return err
 	}
-	q.request = agent.Call{Kind: q.kind, EventID: r.ev.ID, Facts: facts, Own: own, Fact: q.rule.fact}
+	q.request = agent.Call{Kind: q.kind, Event: eventNames[q.kind], EventID: r.ev.ID, Facts: facts, Own: own, Fact: q.rule.fact}
 	if r.conv.session != nil {
 		q.request.Session = r.conv.session.ID
 	}
