@@ -81,11 +81,6 @@ func clamdAt(name, socket, more string) string {
 	return fmt.Sprintf("engine %q {\n%s\nclamd {\naddress = %q\n}\n}\n", name, more, socket)
 }
 
-// untarred is filtered without a delay of refusals.
-func untarred(nextHop string) string {
-	return strings.Replace(filtered(nextHop), "  proxy_from", "  limits {\n    tarpit = \"0s\"\n  }\n  proxy_from", 1)
-}
-
 // attachment is a message with one file.
 func attachment(name, content string) string {
 	return "From: a@sender.example\r\nTo: b@example.org\r\nSubject: file\r\nMIME-Version: 1.0\r\n" +
@@ -162,7 +157,7 @@ func program(name, script string) string {
 
 func (c avCase) play(t *testing.T, sockets ...string) {
 	sink := rig.StartSink(t)
-	h := rig.Start(t, untarred(sink.Addr)+antivirus(c.arguments, c.config, sockets...))
+	h := rig.Start(t, filtered(sink.Addr)+antivirus(c.arguments, c.config, sockets...))
 	reply := from(h, "192.0.2.1").Message("a@sender.example", "b@example.org", c.content)
 	id := idOf(t, reply)
 	if !strings.HasPrefix(reply, c.reply) || strings.HasPrefix(c.reply, "550") && reply != c.reply+" ["+id+"]" {
@@ -210,7 +205,7 @@ func TestAntivirusOtherMail(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "clamd")
 	startClamd(t, socket)
 	sink := rig.StartSink(t)
-	h := rig.Start(t, untarred(sink.Addr)+mockWith("first", 10, "", "on \"OnEndOfData\" {\nsubject = \"^file$\"\naction = \"quarantine\"\n}\n")+
+	h := rig.Start(t, filtered(sink.Addr)+mockWith("first", 10, "", "on \"OnEndOfData\" {\nsubject = \"^file$\"\naction = \"quarantine\"\n}\n")+
 		antivirus("", clamdAt("clamd", socket, ""), socket))
 	c := from(h, "192.0.2.1")
 	for _, content := range []string{attachment("eicar.com", eicar), attachment("hello.txt", "hello")} {
@@ -244,7 +239,7 @@ func TestAntivirusNoEngine(t *testing.T) {
 		t.Skip("there is a clamd on this machine, at 127.0.0.1:3310")
 	}
 	sink := rig.StartSink(t)
-	h := rig.Start(t, untarred(sink.Addr)+"agent \"antivirus\" {\npriority = 110\n}\n")
+	h := rig.Start(t, filtered(sink.Addr)+"agent \"antivirus\" {\npriority = 110\n}\n")
 	id := accepted(t, from(h, "192.0.2.1"), "a@sender.example", "b@example.org", attachment("eicar.com", eicar))
 	h.WaitFor("the message at the next hop", func() bool { return len(sink.Messages()) == 1 })
 	steps := waitRecord(h, id, "RECEIVE").steps("antivirus", "OnEndOfData")
@@ -268,11 +263,11 @@ func TestAntivirusStamp(t *testing.T) {
 	sink := rig.StartSink(t)
 	hubConfig := func(permissions string) string {
 		config := strings.NewReplacer(`"10.0.0.0/24"`, `"10.0.0.0/24", "127.0.0.1"`, `["anonymous"]`, permissions, "  proxy_from  = [\"127.0.0.0/8\"]\n", "").
-			Replace(untarred(sink.Addr))
+			Replace(filtered(sink.Addr))
 		return config + antivirus("", clamdAt("clamd", "/nowhere/clamd", "")+key)
 	}
 	hub := rig.Start(t, hubConfig(`["own_servers"]`))
-	edge := rig.Start(t, untarred(hub.Addr)+antivirus("", clamdAt("clamd", socket, "")+key, socket))
+	edge := rig.Start(t, filtered(hub.Addr)+antivirus("", clamdAt("clamd", socket, "")+key, socket))
 	accepted(t, from(edge, "192.0.2.1"), "a@sender.example", "b@example.org", attachment("hello.txt", "hello"))
 	hub.WaitFor("the message behind the hub", func() bool { return len(sink.Messages()) == 1 })
 	stamped := sink.Messages()[0].Content
@@ -303,7 +298,7 @@ func TestAntivirusBypass(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "clamd")
 	startClamd(t, socket)
 	sink := rig.StartSink(t)
-	h := rig.Start(t, untarred(sink.Addr)+mockWith("friend", 10, "on_failure = \"skip\"\n", "on \"OnMail\" {\naction = \"bypass\"\ncategory = \"antivirus\"\n}\n")+
+	h := rig.Start(t, filtered(sink.Addr)+mockWith("friend", 10, "on_failure = \"skip\"\n", "on \"OnMail\" {\naction = \"bypass\"\ncategory = \"antivirus\"\n}\n")+
 		antivirus("", clamdAt("clamd", socket, ""), socket))
 	if reply := from(h, "192.0.2.1").Message("a@sender.example", "b@example.org", attachment("eicar.com", eicar)); !strings.HasPrefix(reply, "550 5.7.1 Message rejected because it contains malware") {
 		t.Errorf("got %q", reply)
@@ -314,7 +309,7 @@ func TestAntivirusBypass(t *testing.T) {
 func TestAntivirusHold(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "clamd")
 	sink := rig.StartSink(t)
-	config := strings.Replace(untarred(sink.Addr), `"discard"`, `"quarantine"`, 1) + "queue {\n  glitch_interval = \"1s\"\n}\n"
+	config := strings.Replace(filtered(sink.Addr), `"discard"`, `"quarantine"`, 1) + "queue {\n  glitch_interval = \"1s\"\n}\n"
 	h := rig.Start(t, config+antivirus("on_failure {\nmessage = \"hold\"\n}\n", clamdAt("clamd", socket, ""), socket))
 	c := from(h, "192.0.2.1")
 	accepted(t, c, "a@sender.example", "b@example.org", attachment("hello.txt", "hello"))

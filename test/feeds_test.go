@@ -121,7 +121,7 @@ func waitTaken(h *rig.Host, ip string) {
 func TestFeeds(t *testing.T) {
 	sink := rig.StartSink(t)
 	p := newPublisher(t)
-	h := rig.New(t, untarred(sink.Addr)+connfilter(p.block("lists", p.folder()))+contentfilter(p.block("filter", p.folder()))+
+	h := rig.New(t, filtered(sink.Addr)+connfilter(p.block("lists", p.folder()))+contentfilter(p.block("filter", p.folder()))+
 		"agent \"protocolanalysis\" {\n  priority = 80\n  config {\n    weight_feed = 9\n    reverse_dns = false\n  }\n}\n")
 	h.Start()
 	waitStatus(h, "agent connfilter works without feed lists since ", "agent contentfilter works without feed filter since ")
@@ -261,7 +261,7 @@ func TestFeedHTTPS(t *testing.T) {
 	p.publish("lists", 1, "ip-block", "192.0.2.1\n")
 
 	sink := rig.StartSink(t)
-	h := rig.New(t, untarred(sink.Addr)+strings.Replace(connfilter(block), "  config", "  sandbox {\n    connect = [\"tcp:"+port+"\"]\n  }\n  config", 1))
+	h := rig.New(t, filtered(sink.Addr)+strings.Replace(connfilter(block), "  config", "  sandbox {\n    connect = [\"tcp:"+port+"\"]\n  }\n  config", 1))
 	h.Start()
 	waitRefused(h, "192.0.2.1")
 	s.setSlow(true)
@@ -297,7 +297,7 @@ func TestFeedModel(t *testing.T) {
 	}
 	model, spam := train(spamWords, hamWords)
 	contrary, ham := train(hamWords, spamWords)
-	h := rig.Start(t, untarred(sink.Addr)+contentfilter("reject_at = 6\n"+p.block("filter", p.folder())))
+	h := rig.Start(t, filtered(sink.Addr)+contentfilter("reject_at = 6\n"+p.block("filter", p.folder())))
 	c, offer := from(h, "192.0.2.1"), sortedMail(spamWords, 1000)
 	passed(t, h, sink, c, offer)
 	p.publish("filter", 1, "model", model, "model-check-spam", spam, "model-check-ham", ham)
@@ -341,7 +341,7 @@ func TestFeedsManual(t *testing.T) {
 	}
 	config := regexp.MustCompile(`"RW[^"]*"`).ReplaceAllString(example("hcl"), `"`+strings.Fields(string(public))[len(strings.Fields(string(public)))-1]+`"`)
 	config = strings.Replace(config, `"published"`, `"`+filepath.Join(dir, "published")+`"`, 1)
-	h := rig.Start(t, untarred(rig.StartSink(t).Addr)+config)
+	h := rig.Start(t, filtered(rig.StartSink(t).Addr)+config)
 	waitRefused(h, "203.0.113.9")
 	waitRefused(h, "198.51.100.9")
 	waitTaken(h, "192.0.2.9")

@@ -15,8 +15,8 @@ import (
 
 const gtube = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 
-// filtered is a host that relays to nextHop and learns from PROXY where a client comes from; agents are added
-// behind it.
+// filtered is a host that relays to nextHop, does not wait with refusals, and learns from PROXY where a client comes from;
+// agents are added behind it.
 func filtered(nextHop string) string {
 	return fmt.Sprintf(`
 host {
@@ -32,6 +32,9 @@ receive_connector "in" {
   listen      = ["{addr}"]
   permissions = ["anonymous"]
   proxy_from  = ["127.0.0.0/8"]
+  limits {
+    tarpit = "0s"
+  }
 }
 accepted_domain "example.org" {
   type = "internal_relay"
