@@ -13,6 +13,7 @@ import (
 
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/connector"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/queue"
 )
@@ -41,15 +42,14 @@ func (h *Host) Restart(ctx context.Context) (admin.Restarted, error) {
 	if h.drainer != nil {
 		return admin.Restarted{}, errDraining
 	}
-	h.agents.changing.Lock() // a reload ends first
-	defer h.agents.changing.Unlock()
+	defer h.agents.Hold()()                                            // a reload ends first
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx)) // who has asked need not wait for the end
 	defer cancel(nil)
 	defer context.AfterFunc(h.life, func() { cancel(errStopping) })()
 	turn := &turn{host: h, began: time.Now()}
 	h.Logger.Info("restart: starting the new process", "command", h.Command)
 	pid, err := handover.Hand(ctx, turn, handover.Offer{
-		Start: h.successor(), Command: h.Command, Listeners: h.Sockets, Ownership: h.ownership, Exclusive: h.agents.exclusive(), Patience: patience,
+		Start: h.successor(), Command: h.Command, Listeners: h.Sockets, Ownership: h.ownership, Exclusive: h.agents.Exclusive(), Patience: patience,
 	})
 	if err != nil {
 		h.Logger.Error("restart failed, this process goes on", "error", err)
@@ -86,7 +86,7 @@ type turn struct {
 	host     *Host
 	began    time.Time
 	ceded    time.Time // when nobody owned the data directory from
-	quiesced []*member
+	quiesced []*fleet.Member
 	late     *time.Timer // nil: not ceded
 }
 
@@ -108,7 +108,7 @@ func (t *turn) Quiesce(ctx context.Context) error {
 		emptying.Go(func() { c.Empty(ctx) })
 	}
 	emptying.Wait()
-	t.quiesced = h.agents.quiesce(ctx)
+	t.quiesced = h.agents.Quiesce(ctx)
 	return nil
 }
 
@@ -150,7 +150,7 @@ func (t *turn) Resume() error {
 	if t.late != nil {
 		t.late.Stop()
 	}
-	h.agents.resume(t.quiesced)
+	h.agents.Resume(t.quiesced)
 	if !t.ceded.IsZero() {
 		if err := h.own(ctx); err != nil {
 			return err

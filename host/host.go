@@ -19,6 +19,7 @@ import (
 	"github.com/posternmail/postern/host/internal/connector"
 	"github.com/posternmail/postern/host/internal/delivery"
 	"github.com/posternmail/postern/host/internal/directory"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/privsep"
@@ -38,8 +39,8 @@ type Options struct {
 	Heir    *handover.Heir      // of the host that this one replaces; nil: it is the first
 	Parent  *privsep.Link       // that stays root and starts agents; nil: this process does
 
-	Load     Loader    // reads the configuration again, for reloads and orders; nil: neither is possible
-	Programs *Programs // digests of programs, shared with Load; nil: they are not remembered
+	Load     fleet.Loader    // reads the configuration again, for reloads and orders; nil: neither is possible
+	Programs *fleet.Programs // digests of programs, shared with Load; nil: they are not remembered
 }
 
 // Host is a running host with all its parts.
@@ -51,7 +52,8 @@ type Host struct {
 	front      handover.Front // queue, ledger and tables, whoever owns them
 	tables     tables.Store   // the front's
 	directory  *directory.Directory
-	agents     *fleet
+	agents     *fleet.Fleet
+	occasions  *occasions
 	pipeline   *pipeline.Pipeline
 	routes     atomic.Pointer[routes]                 // right of the 250 line
 	shared     *common                                // left of it; changed by reloads only
@@ -203,23 +205,28 @@ func (h *Host) openPipeline(context.Context) error {
 	h.tables = h.front.Tables()
 	h.directory = directory.New(h.Config.Directories, h.tables, h.Logger.Named("directory"))
 	h.metrics = admin.NewMetrics()
-	h.agents = newFleet(h)
-	h.pipeline = pipeline.New(h.pipelineOptions())
+	h.pipeline = pipeline.New(h.asking())
+	h.agents = fleet.New(fleet.Options{
+		Config: h.Config, Version: h.Version, Logger: h.Logger, Parent: h.Parent, Programs: h.Programs, Load: h.Load,
+		Metrics: h.metrics, Pipeline: h.pipeline, Asking: h.asking, InForce: h.cfg, Changed: h.setAgents, Queue: h.queue.Load,
+	})
+	h.occasions = &occasions{h}
 	return nil
 }
 
 func (h *Host) launchAgents(ctx context.Context) error {
-	h.onStop(h.agents.close)
+	h.onStop(h.agents.Close)
 	if err := h.quiesceFormer(ctx); err != nil {
 		return err
 	}
-	return h.agents.launch(ctx)
+	return h.agents.Launch(ctx)
 }
 
-func (h *Host) pipelineOptions() pipeline.Options {
+// asking is how agents are asked.
+func (h *Host) asking() pipeline.Options {
 	return pipeline.Options{
 		Tables: h.directory.Tables(), Host: h.Config.Host, Accepted: h.Config.AcceptedDomains,
-		Logger: h.Logger.Named("pipeline"), NewID: queue.NewID, Breach: h.agents.countBreach, Failed: h.metrics.Failed,
+		Logger: h.Logger.Named("pipeline"), NewID: queue.NewID, Breach: func(agent, reason string) { h.agents.CountBreach(agent, reason) }, Failed: h.metrics.Failed,
 	}
 }
 

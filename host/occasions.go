@@ -8,13 +8,17 @@ import (
 
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
 	"github.com/posternmail/postern/host/internal/tables"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
-// This file raises the events that come with no session: OnSchedule and OnReleased.
+// This file is what agents are asked apart from mail on its way: OnSchedule and OnReleased.
+
+// occasions raises the events that come with no session.
+type occasions struct{ host *Host }
 
 // scheduleTable holds when each agent's schedule last ran to its end, by label.
 const scheduleTable = "schedule"
@@ -22,8 +26,8 @@ const scheduleTable = "schedule"
 // schedulePage is how many rows an OnSchedule event shows at once.
 const schedulePage = 500
 
-// runSchedules raises OnSchedule for every agent that asks for it, until ctx ends.
-func (f *fleet) runSchedules(ctx context.Context) {
+// run raises OnSchedule for every agent that asks for it, until ctx ends.
+func (o *occasions) run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -31,19 +35,19 @@ func (f *fleet) runSchedules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			for _, m := range f.all() {
-				f.runSchedule(ctx, m, now)
+			for _, m := range o.host.agents.Members() {
+				o.runSchedule(ctx, m, now)
 			}
 		}
 	}
 }
 
-func (f *fleet) runSchedule(ctx context.Context, m *member, now time.Time) {
-	spec := &m.spec
-	if m.line == nil || !m.line.Agent().Ready() {
+func (o *occasions) runSchedule(ctx context.Context, m *fleet.Member, now time.Time) {
+	spec := &m.Spec
+	if m.Line == nil || !m.Line.Agent().Ready() {
 		return
 	}
-	sub := subscription(m.line, agentpb.EventKind_EVENT_KIND_SCHEDULE)
+	sub := subscription(m.Line, agentpb.EventKind_EVENT_KIND_SCHEDULE)
 	if sub == nil {
 		return
 	}
@@ -51,19 +55,19 @@ func (f *fleet) runSchedule(ctx context.Context, m *member, now time.Time) {
 	if err != nil || every <= 0 {
 		return // Configure has refused it; see the agent's diagnostics
 	}
-	last := f.lastRun(spec.Name)
+	last := o.lastRun(spec.Name)
 	if now.Sub(last) < every {
 		return
 	}
-	if err := f.raiseSchedule(ctx, m, sub, last); err != nil {
-		f.host.Logger.Error("schedule goes on at its next turn", "agent", spec.Name, "error", err)
+	if err := o.raiseSchedule(ctx, m, sub, last); err != nil {
+		o.host.Logger.Error("schedule goes on at its next turn", "agent", spec.Name, "error", err)
 	}
-	f.host.tables.Apply([]tables.Write{{Table: scheduleTable, Key: spec.Name, Op: tables.Put,
+	o.host.tables.Apply([]tables.Write{{Table: scheduleTable, Key: spec.Name, Op: tables.Put,
 		Value: fmt.Appendf(nil, `{"last":%d}`, now.UnixNano())}})
 }
 
-func (f *fleet) lastRun(label string) time.Time {
-	row, ok := f.host.tables.Get(scheduleTable, label)
+func (o *occasions) lastRun(label string) time.Time {
+	row, ok := o.host.tables.Get(scheduleTable, label)
 	if !ok {
 		return time.Time{}
 	}
@@ -75,9 +79,9 @@ func (f *fleet) lastRun(label string) time.Time {
 }
 
 // raiseSchedule shows the agent the rows of its tables, a page an event.
-func (f *fleet) raiseSchedule(ctx context.Context, m *member, sub *agentpb.Subscription, last time.Time) error {
-	spec := &m.spec
-	rows := f.rows(spec.Name, sub)
+func (o *occasions) raiseSchedule(ctx context.Context, m *fleet.Member, sub *agentpb.Subscription, last time.Time) error {
+	spec := &m.Spec
+	rows := o.rows(spec.Name, sub)
 	id := "schedule " + spec.Name + " " + strconv.FormatInt(time.Now().UnixMilli(), 36)
 	for page := 0; page == 0 || page*schedulePage < len(rows); page++ {
 		from, to := page*schedulePage, min((page+1)*schedulePage, len(rows))
@@ -85,7 +89,7 @@ func (f *fleet) raiseSchedule(ctx context.Context, m *member, sub *agentpb.Subsc
 		if !last.IsZero() {
 			args.LastUnixNanos = last.UnixNano()
 		}
-		err := f.raise(ctx, m, &pipeline.Event{
+		err := o.raise(ctx, m, &pipeline.Event{
 			Kind: agentpb.EventKind_EVENT_KIND_SCHEDULE, ID: fmt.Sprintf("%s %d", id, page),
 			Arguments: &agentpb.Arguments{Event: &agentpb.Arguments_Schedule{Schedule: args}},
 		}, nil)
@@ -96,9 +100,9 @@ func (f *fleet) raiseSchedule(ctx context.Context, m *member, sub *agentpb.Subsc
 	return nil
 }
 
-func (f *fleet) rows(label string, sub *agentpb.Subscription) (out []*agentpb.Row) {
+func (o *occasions) rows(label string, sub *agentpb.Subscription) (out []*agentpb.Row) {
 	for i, use := range sub.Tables {
-		f.host.tables.List(pipeline.TableName(label, use.Table), "", func(r tables.Row) bool {
+		o.host.tables.List(pipeline.TableName(label, use.Table), "", func(r tables.Row) bool {
 			row := &agentpb.Row{Table: use.Table, Key: []byte(r.Key), Found: true, Value: r.Value, CreatedUnixNanos: r.Created.UnixNano(), Use: uint32(i)}
 			if !r.Expires.IsZero() {
 				row.ExpiresUnixNanos = r.Expires.UnixNano()
@@ -111,16 +115,16 @@ func (f *fleet) rows(label string, sub *agentpb.Subscription) (out []*agentpb.Ro
 }
 
 // raise asks one agent alone, and queues the messages it spawns. parent is the item concerned, if any.
-func (f *fleet) raise(ctx context.Context, m *member, ev *pipeline.Event, parent *queue.Item) error {
-	spec := m.spec
+func (o *occasions) raise(ctx context.Context, m *fleet.Member, ev *pipeline.Event, parent *queue.Item) error {
+	spec := m.Spec
 	if parent == nil { // `when` says which mail an agent judges, and there is none
 		spec.When = config.When{}
 	}
-	plan, err := pipeline.NewPlan([]pipeline.Member{{Caller: f.host.metrics.Caller(m.line), Spec: &spec}})
+	plan, err := pipeline.NewPlan([]pipeline.Member{{Caller: o.host.metrics.Caller(m.Line), Spec: &spec}})
 	if err != nil {
 		return err
 	}
-	alone := pipeline.New(f.host.pipelineOptions())
+	alone := pipeline.New(o.host.asking())
 	alone.SetPlan(plan)
 	if parent == nil {
 		parent = &queue.Item{ID: queue.NewID(), Origin: queue.OriginSpawn, Session: envelope.Session{Trust: envelope.OwnServer}}
@@ -130,18 +134,18 @@ func (f *fleet) raise(ctx context.Context, m *member, ev *pipeline.Event, parent
 	defer conv.Close(ctx)
 	out := conv.Raise(ctx, ev)
 	if out.WaitFor != "" || out.Decision != pipeline.Continue {
-		return fmt.Errorf("%s answered %s %s", m.spec.Name, out.Decision, out.Reason)
+		return fmt.Errorf("%s answered %s %s", m.Spec.Name, out.Decision, out.Reason)
 	}
 	var items []*queue.Item
 	for _, s := range out.Spawns {
-		if item := f.host.routes.Load().categorizer.Spawned(parent, s); item != nil {
+		if item := o.host.routes.Load().categorizer.Spawned(parent, s); item != nil {
 			items = append(items, item)
 		}
 	}
 	if len(items) == 0 {
 		return nil
 	}
-	return f.host.front.Commit(items...)
+	return o.host.front.Commit(items...)
 }
 
 func subscription(a pipeline.Caller, kind agentpb.EventKind) *agentpb.Subscription {
@@ -156,7 +160,7 @@ func subscription(a pipeline.Caller, kind agentpb.EventKind) *agentpb.Subscripti
 // releasing is the queue as the control socket drives it: a release from quarantine is told to the agents.
 type releasing struct {
 	*queue.Queue
-	agents *fleet
+	occasions *occasions
 }
 
 // Release implements admin.QueueControl.
@@ -169,25 +173,25 @@ func (r releasing) Release(id string) error {
 		return err
 	}
 	if item.State == queue.Quarantined {
-		go r.agents.released(context.Background(), item)
+		go r.occasions.released(context.Background(), item)
 	}
 	return nil
 }
 
 // released raises OnReleased at every agent that asks for it. The message goes on whatever they answer.
-func (f *fleet) released(ctx context.Context, item *queue.Item) {
-	for _, m := range f.all() {
-		if m.line == nil || subscription(m.line, agentpb.EventKind_EVENT_KIND_RELEASED) == nil {
+func (o *occasions) released(ctx context.Context, item *queue.Item) {
+	for _, m := range o.host.agents.Members() {
+		if m.Line == nil || subscription(m.Line, agentpb.EventKind_EVENT_KIND_RELEASED) == nil {
 			continue
 		}
-		err := f.raise(ctx, m, &pipeline.Event{
+		err := o.raise(ctx, m, &pipeline.Event{
 			Kind: agentpb.EventKind_EVENT_KIND_RELEASED, ID: item.ID + " OnReleased", Mail: item.Mail,
 			Arguments: &agentpb.Arguments{Event: &agentpb.Arguments_Released{Released: &agentpb.ReleasedArguments{
 				Agent: item.Agent, Reason: item.Reason, By: "operator", Verdict: "wanted",
 			}}},
 		}, item)
 		if err != nil {
-			f.host.Logger.Warn("agent did not learn of a release", "agent", m.spec.Name, "item", item.ID, "error", err)
+			o.host.Logger.Warn("agent did not learn of a release", "agent", m.Spec.Name, "item", item.ID, "error", err)
 		}
 	}
 }

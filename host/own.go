@@ -90,13 +90,6 @@ func (h *Host) openQueue(context.Context) error {
 	return nil
 }
 
-// wake has the messages that wait for an agent tried again, where this process owns them.
-func (h *Host) wake(agent string) {
-	if q := h.queue.Load(); q != nil {
-		q.Wake(agent)
-	}
-}
-
 func (h *Host) openLedger(context.Context) (err error) {
 	h.ledger, err = tracking.Open(tracking.Dir(h.Config.Host.DataDir), tracking.Options{Config: h.Config.Ledger, Logger: h.Logger.Named("ledger")})
 	if err != nil {
@@ -151,13 +144,13 @@ func (h *Host) startTransport(context.Context) error {
 	h.transport = &transport{
 		routes: &h.routes, queue: q, pipeline: h.pipeline,
 		ledger: h.counted(), log: h.Logger.Named("transport"), now: time.Now,
-		away: h.agents.away,
+		away: h.agents.Away,
 	}
 	h.owned.add(h.transport.start())
 	h.owned.add(background(h.transport.sweep))
-	h.owned.add(background(h.agents.runSchedules))
-	for _, m := range h.agents.all() {
-		q.Wake(m.spec.Name) // what waited for it when the host ended
+	h.owned.add(background(h.occasions.run))
+	for _, m := range h.agents.Members() {
+		q.Wake(m.Spec.Name) // what waited for it when the host ended
 	}
 	return nil
 }

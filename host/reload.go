@@ -18,10 +18,10 @@ import (
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/connector"
 	"github.com/posternmail/postern/host/internal/delivery"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/session"
 	"github.com/posternmail/postern/host/internal/users"
-	"github.com/posternmail/postern/sdk/agentpb"
 )
 
 // This file applies a changed configuration to the running host. What can fail happens first and can be taken back;
@@ -56,27 +56,23 @@ func (h *Host) setAgents(agents []config.Agent) {
 	h.current.Store(&c)
 }
 
-// overrides applies what was ordered to the agents of a configuration that is being read.
-func (f *fleet) overrides(_ config.Host, a *config.Agent) { f.records.of(a.Name).apply(a) }
-
 // Reload implements admin.OperatorControl.
 func (h *Host) Reload(ctx context.Context, dryRun bool) (admin.Reload, error) {
-	h.agents.changing.Lock()
-	defer h.agents.changing.Unlock()
+	defer h.agents.Hold()()
 	out := admin.Reload{Changes: []admin.Change{}, Diagnostics: []config.Diagnostic{}}
 	if err := h.mayChange(); err != nil {
 		return out, err
 	}
 	read := time.Now()
-	c, found, err := h.Load(ctx, config.Options{Override: h.agents.overrides})
+	c, found, err := h.Load(ctx, config.Options{Override: h.agents.Override})
 	if err != nil {
 		return out, err
 	}
-	out.Diagnostics, out.Findings = append(out.Diagnostics, found.All()...), rendered(found)
+	out.Diagnostics, out.Findings = append(out.Diagnostics, found.All()...), fleet.Rendered(found)
 	if found.Errors() {
 		return out, nil
 	}
-	r := &reload{host: h, before: h.cfg(), after: c, facts: HostFacts(c, h.Version)}
+	r := &reload{host: h, before: h.cfg(), after: c, agents: h.agents.Change(c.Agents, fleet.Facts(c, h.Version))}
 	r.plan()
 	out.Changes = r.changes
 	if dryRun {
@@ -97,8 +93,7 @@ type reload struct {
 	host    *Host
 	before  *config.Config
 	after   *config.Config
-	facts   *agentpb.HostFacts
-	steps   []*step
+	agents  *fleet.Change
 	changes []admin.Change
 	pending []string // what takes a restart
 
@@ -121,10 +116,9 @@ var restartOnly = map[string][]string{
 
 // plan says what differs and what is done about it.
 func (r *reload) plan() {
-	r.steps = r.host.agents.steps(r.host.agents.settle(r.after.Agents), r.facts)
 	for _, d := range config.Compare(r.before, r.after) {
 		if d.Type == "agent" {
-			continue // the steps tell more
+			continue // the fleet tells more
 		}
 		c := admin.Change{Block: d.Title(), Change: d.Change, What: d.What, Source: d.Source, How: howOf(d)}
 		late := slices.DeleteFunc(slices.Clone(d.What), func(what string) bool { return !needsRestart(d.Type, what) })
@@ -138,11 +132,7 @@ func (r *reload) plan() {
 		}
 		r.changes = append(r.changes, c)
 	}
-	for _, s := range r.steps {
-		if c, any := s.change(); any {
-			r.changes = append(r.changes, c)
-		}
-	}
+	r.changes = append(r.changes, r.agents.List()...)
 	r.keepTillRestart()
 }
 
@@ -177,43 +167,6 @@ func howOf(d config.Difference) string {
 	return "at once; sessions under way with their next MAIL"
 }
 
-// change is a step as a plan shows it.
-func (s *step) change() (admin.Change, bool) {
-	c := admin.Change{Block: fmt.Sprintf("agent %q", s.name), Change: "changed", What: []string{s.why}}
-	if s.spec.Range.Filename != "" {
-		c.Source = fmt.Sprintf("%s:%d", filepath.Base(s.spec.Range.Filename), s.spec.Range.Start.Line)
-	}
-	switch s.action {
-	case actKeep:
-		if s.was == nil {
-			c.Change, c.What, c.How = "added", nil, "it is disabled"
-			return c, true
-		}
-		return c, false
-	case actStart:
-		c.How = "is started"
-		if s.was == nil {
-			c.Change, c.What = "added", nil
-		}
-	case actStop:
-		c.How = "drains and ends; mail that waits for it goes on without it"
-		if s.remove {
-			c.Change, c.What = "removed", nil
-		}
-	case actReplace:
-		c.How = "a new generation follows it"
-	case actExchange:
-		c.How = "ends before a new generation starts, since it owns what only one can; events wait meanwhile"
-	case actConfigure:
-		c.How = "takes it while it runs, or a new generation follows it"
-	case actPlan:
-		c.How = "only the plan changes"
-	case actTrial:
-		c.How = "a new generation is tried beside it"
-	}
-	return c, true
-}
-
 // apply does all of it or nothing.
 func (r *reload) apply(ctx context.Context) error {
 	for _, prepare := range []func(context.Context) error{r.prepareDelivery, r.prepareCommon, r.prepareConnectors, r.prepareDirectories} {
@@ -222,9 +175,7 @@ func (r *reload) apply(ctx context.Context) error {
 			return err
 		}
 	}
-	f := r.host.agents
-	if err := f.prepare(ctx, r.steps, nil); err != nil {
-		f.undo(r.steps)
+	if err := r.agents.Prepare(ctx); err != nil {
 		r.undo()
 		return err
 	}
@@ -390,8 +341,8 @@ func (r *reload) commit() {
 	h, c := r.host, r.after
 	h.current.Store(c)
 	h.pipeline.SetConfig(c.Host, c.AcceptedDomains)
-	h.agents.commit(r.steps, r.facts)
-	h.setAgents(h.agents.running())
+	r.agents.Commit()
+	h.setAgents(h.agents.Running())
 	r.commitRoutes()
 	r.commitConnectors()
 	if q := h.queue.Load(); q != nil {
@@ -498,5 +449,5 @@ func (h *Host) drift() (out []string) {
 			out = append(out, block+" was changed: a restart applies it")
 		}
 	}
-	return append(out, h.agents.drift()...)
+	return append(out, h.agents.Drift()...)
 }

@@ -11,13 +11,13 @@ import (
 
 // adminDeps shows the parts of the host to the control socket.
 func (h *Host) adminDeps() admin.Deps {
-	agents, q := admin.Agents(h.agents.listed), h.queue.Load()
+	agents, q := admin.Agents(h.agents.Listed), h.queue.Load()
 	h.metrics.SetSource(admin.MetricsSource{
 		Version: h.Version, Queue: q, Agents: agents.List, Dropped: h.ledger.Dropped, Listens: h.listeners,
 	})
 	return admin.Deps{
 		Info:       admin.Info{Version: h.Version, Name: h.Config.Host.Name, Config: h.Path, DataDir: h.Config.Host.DataDir, Started: h.started},
-		Queue:      releasing{q, h.agents},
+		Queue:      releasing{q, h.occasions},
 		Agents:     agents,
 		Operator:   h,
 		Pipeline:   func() []pipeline.EventPlan { return h.pipeline.Plan().Describe() },
@@ -25,7 +25,7 @@ func (h *Host) adminDeps() admin.Deps {
 		Ledger:     h.ledger,
 		Listeners:  h.listeners,
 		Effective:  func() any { return h.cfg().Effective() },
-		Health:     func() (degraded, drift []string) { return append(h.degraded(), h.agents.degraded()...), h.drift() },
+		Health:     func() (degraded, drift []string) { return append(h.degraded(), h.agents.Degraded()...), h.drift() },
 		Postmaster: h.Config.Host.Postmaster,
 		LookupMX: func(ctx context.Context, domain string) ([]*net.MX, error) {
 			return net.DefaultResolver.LookupMX(ctx, domain)

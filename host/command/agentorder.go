@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/fleet"
 )
 
 // orderCommand has the running host do something to one agent. fill completes the order.
@@ -175,7 +175,7 @@ func (a *app) drifted(c *config.Config) *config.Diagnostics {
 	if c == nil {
 		return found
 	}
-	drift, err := host.Drift(c)
+	drift, err := fleet.DriftOf(c)
 	if err != nil {
 		drift = []string{err.Error()}
 	}

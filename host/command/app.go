@@ -12,8 +12,8 @@ import (
 
 	"github.com/agext/levenshtein"
 
-	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/admin"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/privsep"
 )
 
@@ -39,7 +39,7 @@ type app struct {
 	socket   string // --socket
 	json     bool   // --json
 	dir      string // data directory, once it was looked for
-	programs host.Programs
+	programs fleet.Programs
 	running  *admin.Client
 	parent   *privsep.Link // of the host that this process is; nil: it has none
 }

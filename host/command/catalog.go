@@ -10,11 +10,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/catalog"
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/tracking"
 )
 
@@ -123,7 +123,7 @@ func (a *app) listInstalled() error {
 	if err != nil {
 		return err
 	}
-	used, err := host.InUse(dataDir)
+	used, err := fleet.InUse(dataDir)
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func agentPruneCommand(a *app) *command {
 // inUse are the programs that are noted as used, those that the configuration comes to, and those that run. Where one
 // of that cannot be known, nothing is removed.
 func (a *app) inUse(ctx context.Context, dataDir string) (map[string]bool, error) {
-	used, err := host.InUse(dataDir)
+	used, err := fleet.InUse(dataDir)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func agentLockCommand(a *app) *command {
 				return err
 			}
 			for _, name := range slices.Compact(names) {
-				if err := host.Unlock(dir, name); err != nil {
+				if err := fleet.Unlock(dir, name); err != nil {
 					return err
 				}
 				a.printf("agent %s runs from its next start what its program is then\n", printable(name))

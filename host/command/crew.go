@@ -8,9 +8,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/replay"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -20,7 +20,7 @@ func (a *app) loadWithAgents(ctx context.Context) (*config.Config, *config.Diagn
 	return a.load(ctx, config.Options{})
 }
 
-// load is loadWithAgents with other options of config.Load than those that ask the agents. It implements host.Loader.
+// load is loadWithAgents with other options of config.Load than those that ask the agents. It implements fleet.Loader.
 func (a *app) load(ctx context.Context, o config.Options) (*config.Config, *config.Diagnostics, error) {
 	dir, err := os.MkdirTemp("", "postern-")
 	if err != nil {
@@ -32,7 +32,7 @@ func (a *app) load(ctx context.Context, o config.Options) (*config.Config, *conf
 		return agent.Options{Spec: spec, Host: facts, RunDir: dir, Logger: a.logger("agent"), Sums: a.programs.Sums(), Parent: a.parent}
 	}
 	o.Context, o.Installed, o.Seal = ctx, a.programs.Installed, a.programs.Seal
-	o.Known = func(c *config.Config) { facts = host.HostFacts(c, a.version) }
+	o.Known = func(c *config.Config) { facts = fleet.Facts(c, a.version) }
 	o.Describe = func(ctx context.Context, spec config.Agent) (*agentpb.DescribeResponse, error) {
 		return agent.Describe(ctx, asked(spec))
 	}
@@ -58,7 +58,7 @@ func (a *app) loadOrExplain(ctx context.Context) (*config.Config, error) {
 // hire starts the agents of the configuration beside those of a running host.
 func (a *app) hire(ctx context.Context, c *config.Config) (*replay.Crew, error) {
 	return replay.Hire(ctx, replay.CrewOptions{
-		Config: c, Facts: host.HostFacts(c, a.version), Logger: a.logger("agents"),
+		Config: c, Facts: fleet.Facts(c, a.version), Logger: a.logger("agents"),
 		State: func(name string) string { return stateDir(c, name) },
 	})
 }

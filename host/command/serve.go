@@ -14,6 +14,7 @@ import (
 
 	"github.com/posternmail/postern/host"
 	"github.com/posternmail/postern/host/internal/config"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/privsep"
 )
 
@@ -46,7 +47,7 @@ func serveCommand(a *app) *command {
 }
 
 func (a *app) loadAndServe(ctx context.Context, o host.Options) error {
-	c, found, err := a.load(ctx, config.Options{Override: host.Overrides()})
+	c, found, err := a.load(ctx, config.Options{Override: fleet.Overrides()})
 	if err != nil {
 		return err
 	}
