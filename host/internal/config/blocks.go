@@ -218,7 +218,7 @@ func limitsBlock() *blockType {
 		options: []option{
 			size("max_message_size", "36 MB", "1 KB", "10 GB", "Of a message as sent, a third larger than its attachments."),
 			size("max_header_size", "256 KB", "1 KB", "1 MB", "Of the header block."),
-			integer("max_recipients", "200", "1", "5000", "Recipients of a message; more are deferred."),
+			integer("max_recipients", "200", "1", "5000", "Recipients of a message; more are deferred, and count as errors when a session gives a thousand of them."),
 			integer("max_connections", "5000", "1", "1000000", "Connections at once."),
 			integer("max_per_source", "20", "1", "1000000", "Connections at once from one address. Loopback is free unless this is set."),
 			integer("message_rate_per_source", "600", "1", "10000000", "Messages a minute from one address. Loopback is free unless this is set."),

@@ -280,6 +280,7 @@ func loopback(listen string) bool {
 func (l *loader) checkSendConnector(n *node) {
 	l.checkName(n)
 	l.checkWayOut(n)
+	l.checkDropDirectory(n)
 	l.checkSendTLS(n)
 	l.checkLogin(n)
 	if n.set("source_ip") && parsedAddr(n.str("source_ip")).IsUnspecified() {
@@ -318,6 +319,17 @@ func (l *loader) checkWayOut(n *node) {
 	}
 	if first == "" && !l.broken {
 		l.diags.errorf(n.at, "%s leads nowhere; give it smart_hosts, dns = true, lmtp or drop_directory", n.title())
+	}
+}
+
+// checkDropDirectory looks at what is there already; the folder is made at the first delivery.
+func (l *loader) checkDropDirectory(n *node) {
+	v := n.value("drop_directory")
+	if !v.set || v.bad {
+		return
+	}
+	if info, err := os.Stat(n.str("drop_directory")); err == nil && !info.IsDir() {
+		l.diags.errorf(v.at, "drop_directory %s is not a folder", n.str("drop_directory"))
 	}
 }
 

@@ -15,6 +15,7 @@ func (l *loader) checkTogether() {
 	}
 	l.checkListeners()
 	l.checkRoutes()
+	l.checkStrangers()
 	if len(l.root.all("receive_connector")) == 0 && len(l.files) > 0 {
 		l.diags.warnf(hcl.Range{Filename: l.files[0].name}, "there is no receive_connector: no mail can come in")
 	}
@@ -76,6 +77,25 @@ func (l *loader) checkRoutes() {
 			n := l.root.all("accepted_domain")[i]
 			l.diags.warnf(n.labelAt(), "no send_connector has an address space for %s: its mail is accepted and cannot leave", domain.Name)
 		}
+	}
+}
+
+// checkStrangers warns of connectors for anonymous clients where there is no domain that those could send to.
+func (l *loader) checkStrangers() {
+	if len(l.config.AcceptedDomains) > 0 {
+		return
+	}
+	for _, n := range l.root.all("receive_connector") {
+		if !slices.Contains(n.strs("permissions"), "anonymous") {
+			continue
+		}
+		at := n.at
+		n.each("permissions", func(_ int, s string, place hcl.Range) {
+			if s == "anonymous" && n.set("permissions") {
+				at = place
+			}
+		})
+		l.diags.warnf(at, "no mail is accepted from anonymous clients: there is no accepted_domain they could send to")
 	}
 }
 

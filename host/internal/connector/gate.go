@@ -68,7 +68,7 @@ func (in *incoming) admit() {
 	}()
 	if err := in.open(); err != nil {
 		c.refused.Add(1)
-		c.o.Logger.Info("connection dropped", "connector", c.o.Config.Name, "peer", in.peer, "error", err)
+		c.o.Logger.Info("connection dropped", "connector", c.o.Config.Name, "client", in.client, "peer", in.peer, "error", err)
 		in.drop()
 		return
 	}

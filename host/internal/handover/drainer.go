@@ -142,7 +142,7 @@ func (d *Drainer) NewBody() (queue.BodyWriter, error) { return queue.NewLooseBod
 // Commit promises items: when it returns they are synced, and the owner of now or a later one adopts them. Disk space
 // below the reserve is queue.ErrFull.
 func (d *Drainer) Commit(items ...*queue.Item) error {
-	if err := d.room(); err != nil {
+	if err := d.RoomFor(0); err != nil {
 		return fmt.Errorf("committing: %w", err)
 	}
 	if err := d.folder.put(kindMail, true, func(w io.Writer) error { return queue.WriteParcel(w, items...) }); err != nil {
@@ -158,13 +158,15 @@ func (d *Drainer) Commit(items ...*queue.Item) error {
 // reserve of disk space must be free for new mail to be taken, as the store has it.
 const reserve = 256 << 20
 
-func (d *Drainer) room() error {
+// RoomFor tells whether new mail of size octets (0: not known) may be taken; its error wraps queue.ErrFull.
+func (d *Drainer) RoomFor(size int64) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(d.folder.Path, &fs); err != nil {
 		return fmt.Errorf("finding out free disk space: %w", err)
 	}
-	if free := fs.Bavail * uint64(min(max(fs.Bsize, 0), math.MaxInt32)); free < reserve {
-		return fmt.Errorf("%w: %d MiB free, %d MiB in reserve", queue.ErrFull, free>>20, uint64(reserve)>>20)
+	needed := reserve + uint64(max(size, 0))
+	if free := fs.Bavail * uint64(min(max(fs.Bsize, 0), math.MaxInt32)); free < needed {
+		return fmt.Errorf("%w: %d MiB free, %d MiB needed", queue.ErrFull, free>>20, needed>>20)
 	}
 	return nil
 }

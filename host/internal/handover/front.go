@@ -13,6 +13,7 @@ import (
 // Back is what is behind a Front: the queue, ledger and tables of the owner, or a *Drainer.
 type Back interface {
 	tracking.Ledger
+	RoomFor(size int64) error
 	NewBody() (queue.BodyWriter, error)
 	Commit(items ...*queue.Item) error
 	Tables() tables.Store
@@ -48,6 +49,17 @@ func (f *Front) Change(makeBack func() (Back, error)) error {
 }
 
 var errNoBack = errors.New("the store is not open")
+
+// RoomFor tells whether new mail of size octets (0: not known) may be taken; its error wraps queue.ErrFull where the disk
+// is too full.
+func (f *Front) RoomFor(size int64) error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.back == nil {
+		return errNoBack
+	}
+	return f.back.RoomFor(size)
+}
 
 // NewBody starts the body of a message that is being received.
 func (f *Front) NewBody() (queue.BodyWriter, error) {

@@ -42,7 +42,7 @@ var errStale = errors.New("item has changed meanwhile")
 
 // Commit implements Store.
 func (s *diskStore) Commit(items ...*Item) error {
-	if err := s.Room(); err != nil {
+	if err := s.RoomFor(0); err != nil {
 		return fmt.Errorf("committing: %w", err)
 	}
 	c := &change{s: s, items: items}

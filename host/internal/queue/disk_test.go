@@ -7,13 +7,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
 	"github.com/posternmail/postern/host/internal/envelope"
@@ -83,6 +87,79 @@ func TestFullDiskRefusesNewMail(t *testing.T) {
 	defer q.Close()
 	if err := q.Room(); !errors.Is(err, queue.ErrFull) {
 		t.Errorf("the queue has room: %v", err)
+	}
+}
+
+// filling is a disk of which a test says how much is free.
+type filling struct {
+	vfs.FS
+	free atomic.Uint64
+}
+
+// GetDiskUsage implements vfs.FS.
+func (f *filling) GetDiskUsage(string) (vfs.DiskUsage, error) {
+	return vfs.DiskUsage{AvailBytes: f.free.Load()}, nil
+}
+
+// output is a log in memory.
+type output struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// eventually waits for what the next look at the disk shows.
+func eventually(t *testing.T, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not come")
+		}
+	}
+}
+
+// TestFullDiskIsToldOnce fills a disk and makes room again: the log has a line of each, whatever comes in meanwhile.
+func TestFullDiskIsToldOnce(t *testing.T) {
+	const mib = 1 << 20
+	files, said := &filling{FS: vfs.Default}, &output{}
+	files.free.Store(300 * mib)
+	logger := hclog.New(&hclog.LoggerOptions{Output: said})
+	store := opener(queue.StoreOptions{Files: files, Logger: logger})(t, t.TempDir())
+	q, err := queue.New(store, queue.Options{})
+	must(t, err)
+	defer q.Close()
+	must(t, q.RoomFor(44*mib))
+	if err := q.RoomFor(45 * mib); !errors.Is(err, queue.ErrFull) {
+		t.Errorf("a message that would use up the reserve: %v", err)
+	}
+	if said.String() != "" {
+		t.Errorf("a large message is no full disk: %s", said)
+	}
+	files.free.Store(200 * mib)
+	eventually(t, func() bool { return q.Room() != nil })
+	for range 1000 {
+		if err := q.RoomFor(0); !errors.Is(err, queue.ErrFull) {
+			t.Fatalf("error %v", err)
+		}
+		_ = q.Room() // as status asks
+	}
+	files.free.Store(300 * mib)
+	eventually(t, func() bool { return q.RoomFor(0) == nil })
+	lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], "[ERROR] no new mail is taken (452)") || !strings.Contains(lines[0], "free_mib=200 reserve_mib=256") ||
+		!regexp.MustCompile(`\[WARN\] +new mail is taken again: .* refused=1\d{3} after=`).MatchString(lines[1]) {
+		t.Errorf("log:\n%s", said)
 	}
 }
 

@@ -118,6 +118,14 @@ func (q *Queue) Room() error {
 	return nil
 }
 
+// RoomFor is Room for a message that comes in now, of size octets or, with 0, of a size that is not known.
+func (q *Queue) RoomFor(size int64) error {
+	if s, bounded := q.store.(interface{ RoomFor(size int64) error }); bounded {
+		return s.RoomFor(size)
+	}
+	return nil
+}
+
 // SetConfig replaces the times of the queue, for what is decided from now on. The limits of connections stay.
 func (q *Queue) SetConfig(c config.Queue) { q.config.Store(&c) }
 

@@ -393,32 +393,65 @@ func (s *diskStore) usable() error {
 	return nil
 }
 
-// spaceCheck remembers how much of the disk is free.
+// spaceCheck remembers how much of the disk is free, and since when that is too little.
 type spaceCheck struct {
-	mu   sync.Mutex
-	at   time.Time
-	free uint64
+	mu      sync.Mutex
+	at      time.Time
+	free    uint64
+	low     time.Time // since when new mail is refused; zero: it is not
+	refused int       // since then
 }
 
 // Room tells whether new mail may be taken; its error wraps ErrFull. Changes of what is there are always taken: they are
 // the way to room.
 func (s *diskStore) Room() error {
+	s.space.mu.Lock()
+	defer s.space.mu.Unlock()
+	return s.room(0)
+}
+
+// RoomFor is Room for a message that comes in now, of size octets or, with 0, of a size that is not known. That there is
+// no room is logged once, and when it is over how many were refused meanwhile.
+func (s *diskStore) RoomFor(size int64) error {
+	s.space.mu.Lock()
+	defer s.space.mu.Unlock()
+	err := s.room(size)
+	if err != nil {
+		s.space.refused++
+	}
+	return err
+}
+
+// room looks at the disk, at most once a second.
+func (s *diskStore) room(size int64) error {
 	if s.reserve == 0 {
 		return nil
 	}
-	s.space.mu.Lock()
-	defer s.space.mu.Unlock()
 	if now := time.Now(); now.Sub(s.space.at) >= spaceCheckInterval {
 		usage, err := s.files.GetDiskUsage(s.records)
 		if err != nil {
 			return fmt.Errorf("finding out free disk space: %w", err)
 		}
 		s.space.at, s.space.free = now, usage.AvailBytes
+		s.tellSpace()
 	}
-	if s.space.free < s.reserve {
-		return fmt.Errorf("%w: %d MiB free, %d MiB in reserve", ErrFull, s.space.free>>20, s.reserve>>20)
+	if needed := s.reserve + uint64(max(size, 0)); s.space.free < needed {
+		return fmt.Errorf("%w: %d MiB free, %d MiB needed", ErrFull, s.space.free>>20, needed>>20)
 	}
 	return nil
+}
+
+// tellSpace logs that the disk has become too full for new mail, or is no longer.
+func (s *diskStore) tellSpace() {
+	switch low := s.space.free < s.reserve; {
+	case low && s.space.low.IsZero():
+		s.space.low, s.space.refused = s.space.at, 0
+		s.log.Error("no new mail is taken (452): not enough disk space", "free_mib", s.space.free>>20, "reserve_mib", s.reserve>>20, "folder", s.records)
+	case !low && !s.space.low.IsZero():
+		s.log.Warn("new mail is taken again: there is disk space", "free_mib", s.space.free>>20, "refused", s.space.refused,
+			"after", s.space.at.Sub(s.space.low).Round(time.Second))
+		s.space.low = time.Time{}
+	}
 }
 
 // Close implements Store. It does not wait for those who got stuck in an engine that was given up.

@@ -256,6 +256,9 @@ type spool struct {
 	items []*queue.Item
 }
 
+// RoomFor implements session.Spool.
+func (*spool) RoomFor(int64) error { return nil }
+
 // NewBody implements session.Spool.
 func (*spool) NewBody() (queue.BodyWriter, error) { return &body{}, nil }
 

@@ -1,6 +1,9 @@
 package session
 
 import (
+	"slices"
+	"strings"
+
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/wire"
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -38,6 +41,9 @@ func (s *Session) Command(c *wire.Command) (a wire.Answer, pass bool) {
 	s.blame, s.blameSteps = nil, nil
 	v, known := verbs[c.Verb]
 	switch {
+	case !known && foreign(c):
+		s.log().Info("connection ended: the client does not speak SMTP", "client", s.env.Client, "line", excerpt(c.Line))
+		return wire.Answer{Reply: notSMTP, Close: true, End: wire.EndProtocol}, false
 	case s.turnedAway && c.Verb == "QUIT":
 		return wire.Answer{Reply: goodbye, Close: true, End: wire.EndQuit}, false
 	case s.turnedAway:
@@ -57,6 +63,19 @@ func (s *Session) Command(c *wire.Command) (a wire.Answer, pass bool) {
 	s.countUnsynchronized(c)
 	return a, pass
 }
+
+// foreignVerbs begin a request of HTTP or of a proxy for it.
+var foreignVerbs = []string{"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+
+// foreign tells that a line is of another protocol: a web browser can be made to send a request here whose body has the
+// commands of an attacker. So is a line like a field of a header, "Host: example.org", which SMTP never has as a command.
+func foreign(c *wire.Command) bool {
+	field := len(c.Verb) > 1 && strings.IndexByte(c.Verb, ':') == len(c.Verb)-1
+	return field || slices.Contains(foreignVerbs, c.Verb)
+}
+
+// excerpt is as much of a line as a log wants.
+func excerpt(line string) string { return line[:min(len(line), 100)] }
 
 // joinDraft waits for the agents that look at a header still: between chunks of BDAT commands come in meanwhile, and
 // agents are asked of one thing after another, about a session that does not change under them.
@@ -128,11 +147,9 @@ func (s *Session) text(kind agentpb.EventKind, c *wire.Command) *agentpb.Argumen
 
 // vrfy tells nothing (RFC 5321 section 7.3) and counts, so that nobody asks on.
 func (s *Session) vrfy(*wire.Command) (wire.Answer, bool) {
-	s.errors++
-	if limit := s.limits().MaxProtocolErrors; limit > 0 && s.errors > limit {
-		return wire.Answer{Reply: tooManyErrors, Close: true, End: wire.EndErrors}, false
-	}
-	return wire.Answer{Reply: cannotVrfy}, false
+	a := wire.Answer{Reply: cannotVrfy}
+	s.oneMoreError(&a)
+	return a, false
 }
 
 func (s *Session) expn(*wire.Command) (wire.Answer, bool) { return wire.Answer{Reply: noExpn}, false }

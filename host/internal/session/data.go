@@ -45,7 +45,11 @@ func (s *Session) bdatCommand(c *wire.Command) (wire.Answer, bool) {
 	return a, true
 }
 
+// askData raises OnData, if the message can be kept: the disk may have become full since MAIL.
 func (s *Session) askData(chunking bool) (wire.Answer, bool) {
+	if no := s.checkRoom(s.tx.mail.Sender.Size); !no.IsZero() {
+		return wire.Answer{Reply: no}, true
+	}
 	kind := agentpb.EventKind_EVENT_KIND_DATA
 	if s.tx.discard != nil || !s.conv.Subscribed(kind) {
 		return wire.Answer{}, false

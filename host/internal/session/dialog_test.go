@@ -54,7 +54,7 @@ func TestDialogs(t *testing.T) {
 			"C: XYZZY", "S: 500 5.3.3 Unrecognized command [id]", "C: ", "S: 500 5.3.3 Unrecognized command [id]",
 			"C: STARTTLSX", "S: 500 5.3.3 Unrecognized command [id]", "C: NOOPS", "S: 500 5.3.3 Unrecognized command [id]",
 			"C: MAILFROM:<a@b>", "S: 500 5.3.3 Unrecognized command [id]",
-			"C: GET / HTTP/1.1", "S: 421 4.7.0 Too many errors on this connection, closing transmission channel [id]",
+			"C: GETX / HTTP/1.1", "S: 421 4.7.0 Too many errors on this connection, closing transmission channel [id]",
 		},
 		"counted": {
 			"C: HELO x", "S: 250 edge.test Hello [127.0.0.1]",

@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/pipeline"
 	"github.com/posternmail/postern/host/internal/queue"
@@ -212,8 +214,17 @@ func (d *draft) open() bool {
 
 // failed refuses a message that cannot be kept.
 func (d *draft) failed(what string, err error) {
-	d.s.log().Error(what, "error", err)
+	d.s.logStore(what, err)
 	d.deny(storeReply(err))
+}
+
+// logStore logs that a message cannot be kept. Of a disk in reserve the store itself says so, once for all messages.
+func (s *Session) logStore(what string, err error) {
+	level := hclog.Error
+	if errors.Is(err, queue.ErrFull) {
+		level = hclog.Debug
+	}
+	s.log().Log(level, what, "message", s.id(), "error", err)
 }
 
 // storeReply tells a full disk from other failures.

@@ -127,11 +127,15 @@ func (s *Session) tellReject(command string, c *wire.Command, reply envelope.Rep
 	s.tell(agentpb.EventKind_EVENT_KIND_REJECT, &agentpb.Arguments{Event: &agentpb.Arguments_Reject{Reject: args}})
 }
 
-// countError counts a protocol error, and makes the one too many the last.
+// countError counts a protocol error.
 func (s *Session) countError(a *wire.Answer) {
-	if !isProtocolError(a.Reply.Code) {
-		return
+	if isProtocolError(a.Reply.Code) {
+		s.oneMoreError(a)
 	}
+}
+
+// oneMoreError makes the one error too many the last.
+func (s *Session) oneMoreError(a *wire.Answer) {
 	s.errors++
 	if limit := s.limits().MaxProtocolErrors; limit > 0 && s.errors > limit {
 		a.Reply, a.Close, a.End = tooManyErrors, true, wire.EndErrors

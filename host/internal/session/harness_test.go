@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -32,6 +33,24 @@ type spool struct {
 	items   []*queue.Item
 	commits int
 	fail    error
+	full    error // no room; of all sizes that are known with tooBig
+	tooBig  int64
+}
+
+func (s *spool) RoomFor(size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if size < s.tooBig {
+		return nil
+	}
+	return s.full
+}
+
+// fill the disk, from messages of a size on.
+func (s *spool) fill(tooBig int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full, s.tooBig = fmt.Errorf("%w: 7 MiB free", queue.ErrFull), tooBig
 }
 
 func (s *spool) NewBody() (queue.BodyWriter, error) { return &memoryBody{}, nil }
@@ -154,7 +173,8 @@ type setup struct {
 	auth    func(user, password string) (bool, error)
 	spool   *spool
 	full    bool
-	quiet   bool // errors are expected
+	quiet   bool       // errors are expected
+	said    *logBuffer // takes the host's log from Info on; nil: errors go to standard error
 }
 
 func usual() setup {
@@ -193,6 +213,9 @@ func startWith(t testing.TB, s setup, store session.Spool) *host {
 	s.config.Host.DataDir = t.TempDir()
 	s.config.TLS = map[string]config.TLS{"public": {Name: "public"}}
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: os.Stderr})
+	if s.said != nil {
+		logger = hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: s.said})
+	}
 	if s.quiet {
 		logger.SetLevel(hclog.Off)
 	}

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"errors"
+
 	"github.com/emersion/go-smtp"
 
 	"github.com/posternmail/postern/host/internal/envelope"
@@ -26,6 +28,9 @@ func (s *Session) Mail(_ string, o *smtp.MailOptions) error {
 	if no := s.checkMail(sender); !no.IsZero() {
 		return s.answer(wire.Answer{Reply: no})
 	}
+	if no := s.checkRoom(o.Size); !no.IsZero() {
+		return s.answer(wire.Answer{Reply: no})
+	}
 	if s.start.Admit != nil && !s.start.Admit() {
 		return s.answer(wire.Answer{Reply: tooManyMessages, Close: true})
 	}
@@ -45,6 +50,15 @@ func (s *Session) checkMail(sender envelope.Sender) envelope.Reply {
 		return requireTLS // RFC 8689 section 2: not offered without TLS
 	case limit > 0 && sender.Size > limit:
 		return tooLarge // RFC 1870 section 6.1
+	}
+	return envelope.Reply{}
+}
+
+// checkRoom refuses what could not be kept, before it has come (RFC 1870 section 6.1). What else may be wrong with the
+// store shows when there is something to store.
+func (s *Session) checkRoom(size int64) envelope.Reply {
+	if err := s.deps.Store.RoomFor(size); errors.Is(err, queue.ErrFull) {
+		return noResources
 	}
 	return envelope.Reply{}
 }

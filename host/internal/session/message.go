@@ -139,7 +139,7 @@ func (s *Session) keep(v *verdictOn) wire.Answer {
 		err := s.deps.Store.Commit(items...)
 		over()
 		if err != nil {
-			s.log().Error("message not committed", "message", s.tx.mail.ID, "error", err)
+			s.logStore("message not committed", err)
 			return wire.Answer{Reply: storeReply(err)}
 		}
 	}

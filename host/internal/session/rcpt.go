@@ -22,9 +22,28 @@ func (s *Session) rcptCommand(c *wire.Command) (wire.Answer, bool) {
 // Rcpt implements smtp.Session. The address is the one the wire has parsed.
 func (s *Session) Rcpt(_ string, o *smtp.RcptOptions) error {
 	if no := s.checkRcpt(); !no.IsZero() {
-		return s.answer(wire.Answer{Reply: no})
+		return s.answer(s.refuseRcpt(no))
 	}
 	return s.answer(s.addRecipient(recipientOf(o)))
+}
+
+// freeExcess is how many recipients above the limit a session may give at no cost. RFC 5321 section 4.5.3.1.10: a client
+// may send all it has, and sends those that were refused with 452 again in another message.
+const freeExcess = 1000
+
+// refuseRcpt makes a client that goes on and on above the limit wait as for other refusals, and counts against it.
+func (s *Session) refuseRcpt(no envelope.Reply) wire.Answer {
+	a := wire.Answer{Reply: no}
+	if no != tooManyRcpts {
+		return a
+	}
+	if s.excess++; s.excess > freeExcess {
+		if s.env.Trust == envelope.Anonymous {
+			a.Tarpit = s.tarpit()
+		}
+		s.oneMoreError(&a)
+	}
+	return a
 }
 
 // checkRcpt also completes <postmaster>.

@@ -54,6 +54,7 @@ var (
 	mailLoop        = envelope.Reply{Code: 554, Enhanced: "5.4.6", Text: "Hop count exceeded - possible mail loop"}
 	tooManyErrors   = envelope.Reply{Code: 421, Enhanced: "4.7.0", Text: "Too many errors on this connection, closing transmission channel"}
 	tooManyMessages = envelope.Reply{Code: 421, Enhanced: "4.4.2", Text: "Message submission rate for this client has exceeded the configured limit"}
+	notSMTP         = envelope.Reply{Code: 421, Enhanced: "4.7.0", Text: "This is an SMTP server, closing transmission channel"}
 	dropped         = envelope.Reply{Code: 421, Enhanced: "4.7.0", Text: "Closing transmission channel"}
 	noResources     = envelope.Reply{Code: 452, Enhanced: "4.3.1", Text: "Insufficient system resources"}
 	notKept         = envelope.Reply{Code: 451, Enhanced: "4.3.0", Text: "Message could not be kept, try again later"}

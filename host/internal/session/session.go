@@ -24,6 +24,8 @@ import (
 
 // Spool keeps what was accepted. *queue.Queue implements it.
 type Spool interface {
+	// RoomFor tells whether a message of size octets (0: not known) can be kept; queue.ErrFull: not now. It is cheap.
+	RoomFor(size int64) error
 	NewBody() (queue.BodyWriter, error)
 	Commit(items ...*queue.Item) error
 }
@@ -76,6 +78,7 @@ type Session struct {
 	messages int // accepted
 	events   int // raised, for their ids
 	errors   int // protocol errors
+	excess   int // recipients refused since a message had too many
 	failures int // of authentication
 
 	blame      *pipeline.Verdict  // who decided the refusal that is about to be written; nil: the host
@@ -152,6 +155,11 @@ func (s *Session) Secured(state tls.ConnectionState) {
 	s.env.TLS = tlsFacts(state)
 	s.env.Helo, s.env.Extended, s.greeted = "", false, false
 	s.conv.StartTLS()
+}
+
+// NotSecured implements wire.Judge.
+func (s *Session) NotSecured(err error) {
+	s.log().Info("TLS handshake failed", "connector", s.env.Connector, "client", s.env.Client, "error", err)
 }
 
 func tlsFacts(state tls.ConnectionState) *envelope.TLS {

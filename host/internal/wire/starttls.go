@@ -27,7 +27,7 @@ func (c *Conn) startTLS() {
 	c.in.raw = nil
 	t := tls.Server(c.socket, c.opt.TLS)
 	if err := Handshake(t, time.Now().Add(c.opt.Inactivity)); err != nil {
-		c.opt.Logger.Info("TLS handshake failed", "error", err)
+		c.judge.NotSecured(err)
 		c.log('*', "TLS handshake failed: "+err.Error())
 		c.end(EndProtocol)
 		return

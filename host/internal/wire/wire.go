@@ -44,6 +44,8 @@ type Judge interface {
 	Command(c *Command) (a Answer, pass bool)
 	// Secured is told that the connection is encrypted from now on.
 	Secured(state tls.ConnectionState)
+	// NotSecured is told that the handshake after STARTTLS has failed. The connection is over.
+	NotSecured(err error)
 	// Chunk takes octets of a BDAT chunk.
 	Chunk(p []byte)
 	// EndOfChunk answers a chunk of size octets, the last one excepted. A refusal ends the transaction.
