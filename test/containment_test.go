@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -49,7 +50,7 @@ func atCommands() []way {
 		{name: "killed", item: "item 1: a filter is killed", event: event, arguments: longTime, rule: `misbehave = "kill"`,
 			reply: accept, steps: []string{"failed died: signal: killed", "continue"}, restarts: 1},
 		{name: "hangs", item: "item 3: the process is alive and answers nothing", event: event, arguments: longTime, rule: `misbehave = "hang"`,
-			reply: accept, steps: []string{"failed hung: neither a ping nor an event was answered for 10s", "continue"}, restarts: 1},
+			reply: accept, steps: []string{"failed hung: neither a ping nor an event was answered for ", "continue"}, restarts: 1},
 		{name: "panics", item: "item 5: an exception passes the message", event: event, arguments: longTime, rule: `misbehave = "panic"`,
 			reply: unavailable, steps: []string{"failed fault: ", "defer fault: "}},
 		{name: "never", item: "item 14: a timeout without an owner", event: event, arguments: shortTime, rule: `misbehave = "never"`,
@@ -227,6 +228,44 @@ func TestNobodyAnswers(t *testing.T) {
 	if !strings.Contains(shown.Instances[0].LastExit, "neither a ping nor an event was answered") {
 		t.Errorf("the agent is %+v", shown)
 	}
+}
+
+// TestStoppedUnderMail (item 3): the only process of an agent stands still while clients send. Its events are answered by
+// another one, in their time: no client reads of it.
+func TestStoppedUnderMail(t *testing.T) {
+	h := rig.Start(t, traced+mockWith("victim", 10, "timeout {\nconnect = \"8s\"\ncommand = \"8s\"\nmessage = \"15s\"\n}\n", judge("a")))
+	var over atomic.Bool
+	var sent atomic.Int64
+	var sending sync.WaitGroup
+	for range 4 {
+		c := h.Greeted()
+		sending.Go(func() {
+			for !over.Load() {
+				accepted(t, c, "a@sender.example", "b@example.org", helloMessage)
+				sent.Add(1)
+			}
+		})
+	}
+	for n := range 3 {
+		before := sent.Load()
+		h.WaitFor("mail", func() bool { return sent.Load() > before+8 || t.Failed() })
+		pid := processes(h, "victim")[0]
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		stopped := time.Now()
+		h.WaitFor("another process", func() bool { return !slices.Contains(processes(h, "victim"), pid) })
+		before = sent.Load()
+		h.WaitFor("mail", func() bool { return sent.Load() > before+8 || t.Failed() })
+		t.Logf("stop %d: mail flowed again after %s", n+1, time.Since(stopped).Round(10*time.Millisecond))
+	}
+	over.Store(true)
+	sending.Wait()
+	if now := states(h)["victim"]; now.Restarts != 3 || now.Failures["late"] != 0 || now.Leaked != 0 {
+		t.Errorf("the agent is %+v", now)
+	}
+	h.WaitFor("the end of the stopped processes", func() bool { return len(children(h.Pid())) == 1 })
+	t.Logf("%d messages, all accepted at the first try", sent.Load())
 }
 
 // TestSkipIsAVerdict (items 4 and 28): a message that an agent did not see is stamped, counted, told of in the ledger, the

@@ -125,7 +125,7 @@ func (a *Agent) settle(s *stream, in *agentpb.EventsResponse) {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.asked, s.doubted = time.Time{}, false
+	s.asked, s.looks, s.doubted = time.Time{}, 0, false
 	for _, answer := range in.GetAnswers() {
 		a.answer(s, answer, now)
 	}
@@ -261,8 +261,10 @@ func (s *stream) sentCount() int {
 	return n
 }
 
-// How guilt is measured: an event guilty of two deaths is poison. A SIGKILL that the host did not send comes from
-// outside, mostly, and only now and then from the kernel because of the event: it counts half.
+// How guilt is measured: an event guilty of two deaths is poison. One of them may be that the process used up the memory it
+// may have: the cgroup tells such a kill from others, and without one the process is refused memory and ends by itself. Any
+// other SIGKILL that the host did not send comes from outside, from an operator or the kernel that needs memory for others,
+// and has mostly nothing to do with the event: it counts half.
 const (
 	guiltOfDeath = 2
 	guiltOfKill  = 1

@@ -3,8 +3,12 @@ package agent
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +101,21 @@ func TestStoppedProcessKeepsNoEvents(t *testing.T) {
 	}
 	t.Logf("answered elsewhere after %s", time.Since(started))
 
+	// Where there is no other instance, a process is started beside it, long before it counts as hung.
+	only, _ := options(t, "")
+	only.HangAfter = 20 * time.Second
+	alone := launch(t, only)
+	pid := alone.Status().Instances[0].PID
+	c := event("stopped", "stop")
+	c.Timeout = 10 * time.Second
+	r = mustCall(t, alone, c)
+	if len(r.Attempts) != 2 || r.Attempts[0].Failure.Kind != Hung {
+		t.Errorf("%+v", r.Attempts)
+	}
+	if now := alone.Status().Instances[0]; now.PID == pid || now.Restarts != 1 || !strings.Contains(now.LastExit, "neither a ping nor an event") {
+		t.Errorf("%+v", now)
+	}
+
 	single, _ := options(t, "")
 	single.HangAfter = o.HangAfter
 	line := NewLine(launch(t, single))
@@ -112,6 +131,53 @@ func TestStoppedProcessKeepsNoEvents(t *testing.T) {
 	was.Close(context.Background())
 	if err := <-answer; err != nil {
 		t.Error(err)
+	}
+}
+
+// The process that was started beside a silent one is for its end; when that one only stood still for a moment, it goes on.
+func TestSilenceEnds(t *testing.T) {
+	for name, end := range map[string]syscall.Signal{"it goes on": syscall.SIGCONT, "it dies": syscall.SIGKILL} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o, out := options(t, "held")
+			o.HangAfter = time.Minute / 2
+			a := launch(t, o)
+			hold := filepath.Join(o.StateDir, "hold")
+			if err := os.WriteFile(hold, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			pid := a.Status().Instances[0].PID
+			answer := make(chan Result, 1)
+			go func() {
+				r, err := a.Call(context.Background(), event("e", "sleep 300ms"))
+				if err != nil {
+					t.Error(err)
+				}
+				answer <- r
+			}()
+			eventually(t, "the event in flight", func() bool { return a.Status().Instances[0].InFlight == 1 })
+			signalled(t, pid, syscall.SIGSTOP)
+			out.waitFor(t, "another process is started beside it")
+			signalled(t, pid, end)
+			if end == syscall.SIGKILL {
+				out.waitFor(t, "agent is lost")
+				if err := os.Remove(hold); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r, now := <-answer, a.Status().Instances[0]
+			if end == syscall.SIGCONT && (len(r.Attempts) != 1 || now.PID != pid || now.Restarts != 0) ||
+				end == syscall.SIGKILL && (len(r.Attempts) != 2 || now.PID == pid || now.Restarts != 1) {
+				t.Errorf("%+v, %+v", r.Attempts, now)
+			}
+		})
+	}
+}
+
+func signalled(t *testing.T, pid int, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -16,6 +16,8 @@ type slot struct {
 	orders  chan order    // to replace the process
 	revive  chan struct{} // to start one now
 
+	falseAlarm time.Time // when a process was last started beside one that was not hung
+
 	// Under Agent.mu.
 	process  *process // newest, up or not
 	state    State
@@ -146,13 +148,10 @@ func (s *slot) bringUp(p *process) bool {
 	return true
 }
 
-// probesPerHang is how many pings fit into the time after which a process counts as hung.
-const probesPerHang = 10
-
 // watch waits for the end of a process and buries it, or for an order to replace it. It answers with the process
 // to watch next, nil if there is none.
 func (s *slot) watch(p *process) *process {
-	ticker := time.NewTicker(s.a.o.HangAfter / probesPerHang)
+	ticker := time.NewTicker(s.a.o.HangAfter / looksPerHang)
 	defer ticker.Stop()
 	for {
 		select {
@@ -161,14 +160,15 @@ func (s *slot) watch(p *process) *process {
 		case <-p.exited():
 			return s.lost(p, Died)
 		case <-ticker.C:
-			silence := s.a.silence(p.stream)
+			silence, doubtful := s.a.look(p.stream)
 			if silence >= s.a.o.HangAfter {
 				return s.lost(p, Hung)
 			}
-			if silence >= missedProbes*s.a.o.HangAfter/probesPerHang {
-				s.a.doubt(p.stream)
+			if doubtful && s.a.doubt(p.stream) && s.mayRelieve(p) {
+				if next := s.relieve(p); next != p {
+					return next
+				}
 			}
-			s.a.ping(p.stream)
 			p.bodies.expire()
 		case o := <-s.orders:
 			if o.configure == nil {
@@ -230,7 +230,7 @@ func (s *slot) autopsy(p *process, kind FailureKind) string {
 	detail := ""
 	switch {
 	case kind == Hung:
-		detail = fmt.Sprintf("neither a ping nor an event was answered for %s", s.a.o.HangAfter)
+		detail = silenceOf(s.a.silence(p.stream))
 		s.a.mu.Lock()
 		s.enter(Hanging)
 		s.a.mu.Unlock()
@@ -343,11 +343,7 @@ func (s *slot) replace(o order, p *process) *process {
 		s.vacate(o.ctx, p)
 		p = nil
 	}
-	fresh := make(chan launched, 1)
-	go func() {
-		process, err := s.start(o.ctx)
-		fresh <- launched{process, err}
-	}()
+	fresh := s.launch(o.ctx)
 	var died <-chan struct{}
 	if p != nil {
 		died = p.stream.broken
@@ -360,6 +356,16 @@ func (s *slot) replace(o order, p *process) *process {
 		return s.settle(o, p, l)
 	}
 	return s.settle(o, nil, <-fresh)
+}
+
+// launch starts a process for the slot, outside of the watch over the one that it has.
+func (s *slot) launch(ctx context.Context) <-chan launched {
+	fresh := make(chan launched, 1)
+	go func() {
+		p, err := s.start(ctx)
+		fresh <- launched{p, err}
+	}()
+	return fresh
 }
 
 // vacate ends the process of the slot before there is another one.

@@ -35,7 +35,8 @@ type stream struct {
 	nonce     uint64    // of the last ping
 	pinged    time.Time // when that was asked for
 	asked     time.Time // of the oldest ping without a sign of life since; zero: none
-	doubted   bool      // it has left pings unanswered
+	looks     int       // in a row that have found a ping unanswered
+	doubted   bool      // it has given no sign of life for longer than its events can wait
 	idle      bool      // the writer sleeps
 	drained   chan struct{}
 	draining  bool

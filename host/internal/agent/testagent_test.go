@@ -111,6 +111,13 @@ func (a *testAgent) misbehave() {
 	case a.role["killed-once"] && first("start"), a.role["killed-always"]:
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		time.Sleep(time.Minute) // the signal is on its way
+	case a.role["held"]:
+		for {
+			if _, err := os.Stat(filepath.Join(os.Getenv("POSTERN_STATE_DIR"), "hold")); err != nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
 	case a.role["mute"]:
 		time.Sleep(time.Hour)
 	case a.role["prints"]:
