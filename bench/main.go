@@ -42,6 +42,7 @@ func main() {
 		idle    = flag.Bool("idle", false, "measure memory of idle connections instead")
 		swap    = flag.Bool("swap", false, "measure the replacing of agents under load instead")
 		real    = flag.Bool("agents", false, "measure the bundled agents, all together, instead")
+		cost    = flag.Bool("supervision", false, "measure what sandbox, ledger and supervision add instead")
 		watch   = flag.Bool("memory", false, "measure memory over 100,000 messages instead")
 	)
 	flag.Parse()
@@ -57,6 +58,9 @@ func main() {
 	load := load{messages: *n, clients: *clients, perConnection: *reuse}
 	if *real {
 		exit(realAgents(load))
+	}
+	if *cost {
+		exit(supervision(load))
 	}
 	if *watch {
 		exit(memory(load))

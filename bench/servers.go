@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -18,6 +19,7 @@ import (
 // result of one run.
 type result struct {
 	cpuMillis float64 // server and filters, per message
+	hostShare float64 // of cpuMillis: the first process
 	rate      float64 // relayed messages a second
 }
 
@@ -30,7 +32,10 @@ type server struct {
 }
 
 // measure starts a server, warms it up, and counts its CPU while the load is relayed to the sink.
-func measure(c cell, l load) (result, error) {
+func measure(c cell, l load) (result, error) { return measureBeside(c, l, func(string) {}) }
+
+// measureBeside calls beside, with the folder of the server's configuration and data, while the load runs.
+func measureBeside(c cell, l load, beside func(dir string)) (result, error) {
 	dir, err := os.MkdirTemp("/tmp", "bench")
 	if err != nil {
 		return result{}, err
@@ -66,7 +71,11 @@ func measure(c cell, l load) (result, error) {
 		}
 		want = want.expected(c.agents, l)
 	}
-	before, begin := cpuTicks(srv.pids()), time.Now()
+	first := srv.pids()[:1]
+	before, firstBefore, begin := cpuTicks(srv.pids()), cpuTicks(first), time.Now()
+	var others sync.WaitGroup
+	others.Go(func() { beside(dir) })
+	defer others.Wait()
 	if err := l.send(srv.addr, c.size); err != nil {
 		return result{}, err
 	}
@@ -74,7 +83,8 @@ func measure(c cell, l load) (result, error) {
 		return result{}, err
 	}
 	took := time.Since(begin)
-	ticks := cpuTicks(srv.pids()) - before
+	ticks, firstTicks := cpuTicks(srv.pids())-before, cpuTicks(first)-firstBefore
+	others.Wait()
 	if srv.counts != nil {
 		if err := srv.check(want); err != nil {
 			return result{}, err
@@ -82,6 +92,7 @@ func measure(c cell, l load) (result, error) {
 	}
 	return result{
 		cpuMillis: float64(ticks) * 10 / float64(l.messages),
+		hostShare: float64(firstTicks) / float64(max(ticks, 1)),
 		rate:      float64(l.messages) / took.Seconds(),
 	}, nil
 }
