@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/host/internal/admin"
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/connector"
 	"github.com/posternmail/postern/host/internal/delivery"
@@ -38,6 +39,7 @@ type Options struct {
 	Sockets *handover.Listeners // where listening sockets come from
 	Heir    *handover.Heir      // of the host that this one replaces; nil: it is the first
 	Parent  *privsep.Link       // that stays root and starts agents; nil: this process does
+	Groups  *cgroup.Tree        // for the agents that this process starts; nil: none
 
 	Load     fleet.Loader    // reads the configuration again, for reloads and orders; nil: neither is possible
 	Programs *fleet.Programs // digests of programs, shared with Load; nil: they are not remembered
@@ -207,7 +209,7 @@ func (h *Host) openPipeline(context.Context) error {
 	h.metrics = admin.NewMetrics()
 	h.pipeline = pipeline.New(h.asking())
 	h.agents = fleet.New(fleet.Options{
-		Config: h.Config, Version: h.Version, Logger: h.Logger, Parent: h.Parent, Programs: h.Programs, Load: h.Load,
+		Config: h.Config, Version: h.Version, Logger: h.Logger, Parent: h.Parent, Groups: h.Groups, Programs: h.Programs, Load: h.Load,
 		Metrics: h.metrics, Pipeline: h.pipeline, Asking: h.asking, InForce: h.cfg, Changed: h.setAgents, Queue: h.queue.Load,
 	})
 	h.occasions = &occasions{h}

@@ -111,6 +111,9 @@ func (a *app) printAgent(one *admin.Agent) {
 	for _, path := range slices.Sorted(maps.Keys(one.SHA256)) {
 		facts.row("SHA-256", one.SHA256[path]+" "+path)
 	}
+	for _, limits := range limitsOf(one) {
+		facts.row("limits", limits)
+	}
 	if one.Drift != "" {
 		facts.row("drift", one.Drift)
 	}
@@ -143,6 +146,16 @@ func (a *app) printAgent(one *admin.Agent) {
 		a.printf("\n%s is kept from it since %s: %d failures one after the other, the last: %s\n", b.Event, stamp(b.Since), b.Failures, printable(b.Last))
 	}
 	a.printStderr(one.Instances)
+}
+
+// limitsOf are the limits of an agent's processes, mostly the same for all.
+func limitsOf(one *admin.Agent) (list []string) {
+	for _, i := range one.Instances {
+		if i.Limits != "" && !slices.Contains(list, i.Limits) {
+			list = append(list, i.Limits)
+		}
+	}
+	return list
 }
 
 // stateOf is the state of an instance, with the time of the next start where it has no process.

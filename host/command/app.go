@@ -14,6 +14,7 @@ import (
 
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/fleet"
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/privsep"
 )
 
@@ -42,6 +43,7 @@ type app struct {
 	programs fleet.Programs
 	running  *admin.Client
 	parent   *privsep.Link // of the host that this process is; nil: it has none
+	groups   *cgroup.Tree  // of the host that this process is; nil: it is none, or its parent has them
 }
 
 // command is a node of the tree: it has either run or subs.

@@ -29,7 +29,7 @@ func (a *app) load(ctx context.Context, o config.Options) (*config.Config, *conf
 	defer os.RemoveAll(dir)
 	var facts *agentpb.HostFacts
 	asked := func(spec config.Agent) agent.Options {
-		return agent.Options{Spec: spec, Host: facts, RunDir: dir, Logger: a.logger("agent"), Sums: a.programs.Sums(), Parent: a.parent}
+		return agent.Options{Spec: spec, Host: facts, RunDir: dir, Logger: a.logger("agent"), Sums: a.programs.Sums(), Parent: a.parent, Groups: a.groups}
 	}
 	o.Context, o.Installed, o.Seal = ctx, a.programs.Installed, a.programs.Seal
 	o.Known = func(c *config.Config) { facts = fleet.Facts(c, a.version) }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/privsep"
@@ -45,7 +46,7 @@ func (a *app) serveAsUser() (done bool, err error) {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 	status, err := privsep.Run(privsep.Options{
-		User: user, DataDir: dataDir, Command: ownCommand(), Sockets: sockets,
+		User: user, DataDir: dataDir, Command: ownCommand(), Sockets: sockets, Groups: cgroup.Enter(),
 		Logger: hclog.New(&hclog.LoggerOptions{Name: "postern-parent", Level: hclog.Warn, Output: a.stderr}),
 	}, signals)
 	if err == nil && status != 0 {

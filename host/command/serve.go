@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/host"
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/privsep"
@@ -32,12 +33,14 @@ func serveCommand(a *app) *command {
 				if done, err := a.serveAsUser(); done {
 					return err
 				}
+				a.groups = cgroup.Enter()
+				defer a.groups.Close()
 			}
 			heir, sockets, err := inherit(ctx)
 			if err != nil {
 				return err
 			}
-			err = a.loadAndServe(ctx, host.Options{Heir: heir, Sockets: sockets, Command: ownCommand(), Parent: a.parent})
+			err = a.loadAndServe(ctx, host.Options{Heir: heir, Sockets: sockets, Command: ownCommand(), Parent: a.parent, Groups: a.groups})
 			if err != nil && heir != nil {
 				heir.Fail(err)
 			}

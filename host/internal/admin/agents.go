@@ -121,7 +121,7 @@ func fillStatus(a *Agent, s agent.Status) {
 func describeInstance(i agent.InstanceStatus) Instance {
 	instance := Instance{
 		Number: i.Number, PID: i.PID, State: string(i.State), Version: i.Version, Since: i.Since, Restarts: i.Restarts,
-		InFlight: i.InFlight, Reason: i.LastExit, Stderr: i.Stderr,
+		InFlight: i.InFlight, Reason: i.LastExit, Stderr: i.Stderr, Limits: i.Limits,
 	}
 	if !i.Next.IsZero() {
 		instance.Next = &i.Next

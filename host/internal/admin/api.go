@@ -130,6 +130,7 @@ type Instance struct {
 	InFlight int        `json:"in_flight"`
 	Next     *time.Time `json:"next,omitempty"`      // of its next start, in backoff or failed
 	Reason   string     `json:"last_exit,omitempty"` // how its last process ended
+	Limits   string     `json:"limits,omitempty"`    // in force for its process, and by what
 	Stderr   []string   `json:"stderr,omitempty"`    // its last lines
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/privsep"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
@@ -29,15 +30,17 @@ const outputGrace = 200 * time.Millisecond
 
 // child is one operating system process of an agent, in a session and process group of its own.
 type child struct {
+	starter
 	cmd      *exec.Cmd
-	parent   *privsep.Link    // that starts it as its own user; nil: the host does
 	foreign  *privsep.Process // it, where parent has started it
 	policy   sandbox.Policy
 	warnings []string // what the kernel lacks of the policy; fixed once it runs
 	pid      int
-	oomKills int           // of the machine, before it started
-	lifeline *os.File      // our end; closing it tells the process that we have gone
-	side     *net.UnixConn // our end of the side socket
+	limits   string          // in force, in words; fixed once it runs
+	oomKills int             // of the machine, before it started
+	shortage cgroup.Shortage // that ended it, as its cgroup knows; valid once it was reaped
+	lifeline *os.File        // our end; closing it tells the process that we have gone
+	side     *net.UnixConn   // our end of the side socket
 	stdout   *os.File
 	stderr   *os.File
 	exited   chan struct{} // closed when the process has been reaped
@@ -54,11 +57,17 @@ type child struct {
 	why  string // the host ended it, "" if it did not say
 }
 
+// starter is who starts processes of an agent.
+type starter struct {
+	parent *privsep.Link // that starts them as users of their own; nil: this process does
+	groups *cgroup.Tree  // of this process; nil: none
+	label  string        // of the agent
+}
+
 // spawn starts a command with an environment of exactly env, which may do what policy says. Its output must be
-// read, with read, both ways. explain, if not nil, is called when it has ended. parent, if not nil, has the privileges to
-// start it.
-func spawn(parent *privsep.Link, command, env []string, policy sandbox.Policy, explain func() string) (*child, error) {
-	c := &child{parent: parent, policy: policy, explain: explain, exited: make(chan struct{})}
+// read, with read, both ways. explain, if not nil, is called when it has ended.
+func (s starter) spawn(command, env []string, policy sandbox.Policy, explain func() string) (*child, error) {
+	c := &child{starter: s, policy: policy, explain: explain, exited: make(chan struct{})}
 	c.output.Add(2)
 	theirs, err := c.plumb()
 	defer closeAll(theirs)
@@ -141,14 +150,16 @@ func (c *child) start() error {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		c.oomKills = sandbox.OutOfMemoryKills()
+		group, limits := sandbox.Group(c.groups, c.label, c.cmd, &c.policy)
 		warnings, err := sandbox.Start(c.cmd, c.policy)
-		if err == nil {
-			c.pid, c.warnings = c.cmd.Process.Pid, warnings
+		if err != nil {
+			group.End()
+			started <- err
+			return
 		}
-		started <- err
-		if err == nil {
-			c.reap()
-		}
+		c.pid, c.warnings, c.limits = c.cmd.Process.Pid, warnings, limits
+		started <- nil
+		c.reap(group)
 	}()
 	if err := <-started; err != nil {
 		return fmt.Errorf("starting %s: %w", program, err)
@@ -165,7 +176,7 @@ func (c *child) entrust() (err error) {
 	if c.foreign, c.warnings, err = c.parent.Start(c.cmd, c.policy); err != nil {
 		return fmt.Errorf("starting %s: %w", c.cmd.Path, err)
 	}
-	c.pid = c.foreign.PID
+	c.pid, c.limits = c.foreign.PID, c.foreign.Limits
 	go func() {
 		<-c.foreign.Done
 		c.mu.Lock()
@@ -174,6 +185,7 @@ func (c *child) entrust() (err error) {
 			c.why = c.foreign.Exit.Why
 		}
 		c.ours = c.ours || c.foreign.Exit.Why != ""
+		c.shortage = c.foreign.Exit.Shortage
 		c.mu.Unlock()
 		c.ended(c.foreign.Exit.Text, c.foreign.Status())
 	}()
@@ -181,8 +193,9 @@ func (c *child) entrust() (err error) {
 }
 
 // reap waits for the end of the process and ends what it left in its group. The group is signalled before the
-// process is reaped: until then its number cannot become that of a stranger.
-func (c *child) reap() {
+// process is reaped: until then its number cannot become that of a stranger. What has left the group of the session is
+// still in the cgroup, and ends with that.
+func (c *child) reap(group *cgroup.Group) {
 	for {
 		err := unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 		if err != unix.EINTR {
@@ -193,6 +206,8 @@ func (c *child) reap() {
 	_ = unix.Kill(-c.pid, unix.SIGKILL)
 	c.gone = true
 	c.mu.Unlock()
+	c.shortage = group.Shortage()
+	group.End()
 	_ = c.cmd.Wait()
 	status, _ := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	c.ended(c.cmd.ProcessState.String(), status)
@@ -216,9 +231,8 @@ func (c *child) ending() string {
 	c.mu.Lock()
 	why, ours := c.why, c.ours
 	c.mu.Unlock()
-	if c.status.Signal() == unix.SIGKILL && !ours &&
-		sandbox.OutOfMemoryKills() > c.oomKills {
-		return text + " (out of memory: the kernel has ended a process meanwhile to get some back)"
+	if c.status.Signal() == unix.SIGKILL && !ours {
+		why = c.outOfMemory()
 	}
 	if why == "" && c.explain != nil && (!c.status.Exited() || c.status.ExitStatus() != 0) {
 		why = c.explain()
@@ -227,6 +241,19 @@ func (c *child) ending() string {
 		text += " (" + why + ")"
 	}
 	return text
+}
+
+// outOfMemory says so where the kernel has ended the process for want of memory, or may have.
+func (c *child) outOfMemory() string {
+	switch {
+	case c.shortage == cgroup.Own:
+		return "out of memory: it may have " + sandbox.Size(c.policy.Memory) + ", and the kernel has ended it"
+	case c.shortage == cgroup.Elsewhere:
+		return "out of memory: the kernel has ended it to get some back for others"
+	case !c.policy.Grouped && sandbox.OutOfMemoryKills() > c.oomKills:
+		return "out of memory: the kernel has ended a process meanwhile to get some back"
+	}
+	return ""
 }
 
 // kill ends the process group at once, for a reason that its state will show.

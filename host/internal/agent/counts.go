@@ -124,7 +124,7 @@ func (s *slot) status() InstanceStatus {
 		status.Next = s.next
 	}
 	if p := s.process; p != nil {
-		status.PID, status.Version = p.pid(), p.manifest.GetVersion()
+		status.PID, status.Version, status.Limits = p.pid(), p.manifest.GetVersion(), p.limits()
 		status.InFlight, status.Stderr = len(p.stream.flights), append(s.lastWords(), p.logs.tail(shownLines)...)
 	}
 	return status

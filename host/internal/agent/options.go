@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/host/internal/catalog"
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/privsep"
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -30,6 +31,8 @@ type Options struct {
 	Sums *catalog.Sums
 	// Parent starts the processes as users of their own, for a host that has given up root. nil: this process does.
 	Parent *privsep.Link
+	// Groups has the cgroups that this process gives the processes it starts. nil: none.
+	Groups *cgroup.Tree
 	// Logger gets the lines of the agent and what the host has to say about it. nil: nothing is logged.
 	Logger hclog.Logger
 	// OnChange, if set, is called in a goroutine of its own after an instance came up, went down or failed.

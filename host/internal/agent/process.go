@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/sandbox"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -164,7 +165,8 @@ func (p *process) exitState(wait time.Duration) string {
 	}
 }
 
-// killedFromOutside reports whether a SIGKILL that was not ours ended the process.
+// killedFromOutside reports whether a SIGKILL ended the process that was neither ours nor for memory that the process itself
+// has used up.
 func (p *process) killedFromOutside() bool {
 	if p.runner == nil || p.runner.started() == nil {
 		return false
@@ -172,7 +174,7 @@ func (p *process) killedFromOutside() bool {
 	c := p.runner.started()
 	select {
 	case <-c.exited:
-		return c.killed && !c.ours
+		return c.killed && !c.ours && c.shortage != cgroup.Own
 	default:
 		return false
 	}
@@ -217,7 +219,8 @@ func (p *process) prepare(context.Context) error {
 		return err
 	}
 	p.runner.dir, p.runner.policy, p.runner.beside = p.dir, policyOf(p.o, p.dir), p.o.Beside
-	p.runner.policy.Sealed, p.runner.parent = p.sealed, p.o.Parent
+	p.runner.policy.Sealed = p.sealed
+	p.runner.starter = starter{parent: p.o.Parent, groups: p.o.Groups, label: p.o.Spec.Name}
 	return nil
 }
 
@@ -557,4 +560,12 @@ func (p *process) pid() int {
 		return 0
 	}
 	return p.runner.started().pid
+}
+
+// limits in force, in words; "" when attached.
+func (p *process) limits() string {
+	if p.runner == nil {
+		return ""
+	}
+	return p.runner.started().limits
 }

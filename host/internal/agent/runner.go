@@ -19,7 +19,6 @@ import (
 	"github.com/hashicorp/go-plugin/runner"
 	"golang.org/x/sys/unix"
 
-	"github.com/posternmail/postern/host/internal/privsep"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
@@ -38,7 +37,7 @@ type agentRunner struct {
 	env     []string // beside what go-plugin adds
 	dir     string   // folder for the socket
 	policy  sandbox.Policy
-	parent  *privsep.Link // that starts the process; nil: this process does
+	starter starter
 	beside  bool          // what the sandbox lacks is said elsewhere
 	logs    *logs
 
@@ -74,7 +73,7 @@ func (r *agentRunner) Start(context.Context) error {
 	if r.stopped {
 		return errors.New("stopped before it started")
 	}
-	c, err := spawn(r.parent, r.command, r.env, r.policy, r.outOfMemory)
+	c, err := r.starter.spawn(r.command, r.env, r.policy, r.outOfMemory)
 	if err != nil {
 		return err
 	}

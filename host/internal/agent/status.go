@@ -54,6 +54,7 @@ type InstanceStatus struct {
 	InFlight int
 	Next     time.Time // of its next start, in backoff or failed; zero: only by order
 	LastExit string    // how its last process ended, "" if none has
+	Limits   string    // in force for its process, in words
 	Stderr   []string  // last lines, oldest first, of the process that ended last and of the one that runs
 }
 

@@ -20,7 +20,7 @@ type Sandbox struct {
 	Listen    []uint16 // TCP ports
 	DNS       bool
 	Processes int   // that it may start
-	Memory    int64 // bytes of a process, 0: no limit
+	Memory    int64 // bytes, 0: no limit
 	Files     int   // descriptors of a process, 0: as the host
 	Disk      int64 // bytes of its state and temporary files, 0: no limit
 	Nice      int   // added to the host's
@@ -44,7 +44,7 @@ func sandboxBlock() *blockType {
 			read, write, connect, listen,
 			truth("dns", "true", "It may ask the DNS, by UDP and TCP. Most kernels cannot tell a question to the DNS from another datagram, so this is leave to send any; `false` means no UDP at all."),
 			integer("processes", "0", "0", "10000", "Processes it may start. They end with it."),
-			size("memory", "1 GB", "16 MB", "1 TB", "Of each of its processes."),
+			size("memory", "1 GB", "16 MB", "1 TB", "Of the agent with all that it starts, where the host has a cgroup for it; else of each process."),
 			integer("files", "4096", "64", "1000000", "Descriptors that each process may have open."),
 			size("disk", "1 GB", "1 MB", "100 TB", "Of its state folder, and of each file that it writes. A process that finds more there is ended."),
 			integer("nice", "5", "0", "19", "Added to the host's nice value: when there is too much to do, the host goes first."),

@@ -13,6 +13,7 @@ import (
 
 	"github.com/posternmail/postern/host/internal/admin"
 	"github.com/posternmail/postern/host/internal/agent"
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/handover"
 	"github.com/posternmail/postern/host/internal/pipeline"
@@ -30,6 +31,7 @@ type Options struct {
 	Version  string         // of the host
 	Logger   hclog.Logger
 	Parent   *privsep.Link // starts agents, in place of this process; nil: this process does
+	Groups   *cgroup.Tree  // for the agents that this process starts; nil: none
 	Programs *Programs     // nil: digests are not remembered
 	Load     Loader        // nil: nothing can be ordered
 	Metrics  *admin.Metrics
@@ -126,6 +128,7 @@ func (f *Fleet) options(spec config.Agent, facts *agentpb.HostFacts) agent.Optio
 		OnChange: func() { f.changed(spec.Name) },
 		Sums:     f.Programs.Sums(),
 		Parent:   f.Parent,
+		Groups:   f.Groups,
 	}
 }
 

@@ -138,9 +138,10 @@ func (l *Link) forget(id uint64) {
 
 // Process is one that the parent has started.
 type Process struct {
-	PID  int
-	Exit Exit          // valid after Done
-	Done chan struct{} // closed when it has been reaped, with all of its group
+	PID    int
+	Limits string        // in force, in words
+	Exit   Exit          // valid after Done
+	Done   chan struct{} // closed when it has been reaped, with all of its group
 
 	link *Link
 	id   uint64
@@ -173,7 +174,7 @@ func (l *Link) Start(cmd *exec.Cmd, policy sandbox.Policy) (*Process, []string, 
 	if err != nil {
 		return nil, nil, err
 	}
-	p.PID = a.PID
+	p.PID, p.Limits = a.PID, a.Limits
 	return p, a.Warnings, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
@@ -24,6 +25,7 @@ type Options struct {
 	DataDir string             // absolute; it is the user's
 	Command []string           // that starts a host
 	Sockets []*os.File         // of the service manager, for the first host: descriptors 3 and following
+	Groups  *cgroup.Tree       // for agents; nil: none
 	Logger  hclog.Logger
 }
 
@@ -79,6 +81,7 @@ func Run(o Options, signals <-chan os.Signal) (status int, err error) {
 			p.pass(sig.(syscall.Signal))
 		case status = <-p.finished:
 			p.killAll()
+			p.Groups.Close()
 			return status, nil
 		}
 	}

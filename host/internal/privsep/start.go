@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
@@ -25,7 +26,9 @@ type started struct {
 	uid   uint32
 	state *os.File // nil: none
 	temp  *os.File
-	limit int64 // octets that both may hold, 0: any
+	limit int64         // octets that both may hold, 0: any
+	group *cgroup.Group // nil: none
+	held  string        // limits in force, in words
 	pid   int
 
 	folders sync.RWMutex // held while state and temp are in use
@@ -54,7 +57,7 @@ func (h *host) start(r request, files []*os.File) (answer, error) {
 		h.forget(s)
 		return answer{}, err
 	}
-	return answer{PID: s.pid, Warnings: warnings}, nil
+	return answer{PID: s.pid, Warnings: warnings, Limits: s.held}, nil
 }
 
 func (h *host) register(s *started) error {
@@ -99,11 +102,13 @@ func (s *started) run(r request, files []*os.File) (warnings []string, err error
 	s.cmd.ExtraFiles = files[3:agentFiles:agentFiles]
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	err = onThread(func() (err error) {
-		warnings, err = sandbox.Launch(s.cmd, p)
-		if err == nil {
-			s.host.began(s)
+		s.group, s.held = sandbox.Group(s.host.parent.Groups, filepath.Base(p.State), s.cmd, &p)
+		if warnings, err = sandbox.Launch(s.cmd, p); err != nil {
+			s.group.End()
+			return err
 		}
-		return err
+		s.host.began(s)
+		return nil
 	}, s.reap)
 	if err == nil {
 		go s.watchDisk()
@@ -163,12 +168,14 @@ func (s *started) reap() {
 	s.gone = true
 	why := s.why
 	s.mu.Unlock()
+	shortage := s.group.Shortage()
+	s.group.End()
 	_ = s.cmd.Wait()
 	close(s.done)
 	empty(s.temp)
 	s.host.forget(s)
 	state := s.cmd.ProcessState
-	s.host.say(answer{ID: s.id, Exit: &Exit{Text: state.String(), Status: uint32(state.Sys().(syscall.WaitStatus)), Why: why}})
+	s.host.say(answer{ID: s.id, Exit: &Exit{Text: state.String(), Status: uint32(state.Sys().(syscall.WaitStatus)), Why: why, Shortage: shortage}})
 }
 
 // empty removes what is in a folder, which the host can not: folders in it may be closed to it.
@@ -239,7 +246,8 @@ func (s *started) size() (size int64) {
 }
 
 // check refuses a start that root has no business with. The program and the rest of the policy are the host's to choose:
-// the process has the agent's user, no capability and no way to gain one.
+// the process has the agent's user, no capability and no way to gain one. That its memory is enforced by a cgroup is
+// believed nobody: Group says so, or not.
 func (r request) check() error {
 	switch p := r.Policy; {
 	case r.ID == 0:

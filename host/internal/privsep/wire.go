@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/host/internal/cgroup"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
@@ -41,6 +42,7 @@ type answer struct {
 	Error    string   `json:"error,omitempty"`
 	PID      int      `json:"pid,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
+	Limits   string   `json:"limits,omitempty"` // of a process that was started, in words
 	Exit     *Exit    `json:"exit,omitempty"`
 }
 
@@ -49,6 +51,8 @@ type Exit struct {
 	Text   string `json:"text"` // as os.ProcessState says it
 	Status uint32 `json:"status"`
 	Why    string `json:"why,omitempty"` // the parent has ended it
+
+	Shortage cgroup.Shortage `json:"shortage,omitempty"` // of memory, for which the kernel has ended it
 }
 
 const (

@@ -80,7 +80,7 @@ func (l *launcher) run(spec string, say func(report) error) error {
 		{"system calls", l.filter},
 		// Told before memory becomes scarce. A host that ended before the signal was asked for cannot be told.
 		{"the host", func() error { return say(report{Warnings: l.warnings}) }},
-		{"memory", func() error { return setLimit(unix.RLIMIT_DATA, l.Policy.Memory) }},
+		{"memory", l.limitMemory},
 	} {
 		if err := step.do(); err != nil {
 			return fmt.Errorf("sandbox: %s: %w", step.what, err)
@@ -187,6 +187,14 @@ func (l *launcher) limit() error {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0)
 	syscall.Umask(p.umask())
 	return nil
+}
+
+// limitMemory where no cgroup does.
+func (l *launcher) limitMemory() error {
+	if l.Policy.Grouped {
+		return nil
+	}
+	return setLimit(unix.RLIMIT_DATA, l.Policy.Memory)
 }
 
 // maxTasks are the threads and processes of all instances of an agent that has a user of its own.

@@ -49,8 +49,10 @@ type Policy struct {
 	DatagramPorts []uint16
 	// Processes is how many processes it may start; 0: none.
 	Processes int
-	// Memory in bytes (RLIMIT_DATA), 0: no limit.
+	// Memory in bytes, 0: no limit. Without Grouped it is that of each process (RLIMIT_DATA).
 	Memory int64
+	// Grouped says that Memory is enforced by the cgroup of all its processes together: see Group.
+	Grouped bool
 	// Files is how many descriptors it may have open (RLIMIT_NOFILE), 0: as many as the host.
 	Files int
 	// FileSize in bytes of a file it writes (RLIMIT_FSIZE), 0: no limit.
@@ -229,8 +231,8 @@ func memory(o order) (*os.File, error) {
 	return file, nil
 }
 
-// Environment is env with what makes a Go program keep to the limit of memory by itself: it collects garbage
-// rather than dies. Other languages do not look at it.
+// Environment is env with what makes a Go program keep to the limit of memory by itself, whoever enforces it: it collects
+// garbage rather than dies. Other languages do not look at it.
 func (p Policy) Environment(env []string) []string {
 	named := func(s string) bool { return strings.HasPrefix(s, "GOMEMLIMIT=") }
 	if p.Memory == 0 || slices.ContainsFunc(env, named) {
