@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PROTOC_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
-.PHONY: build run test check generate bench eval-contentfilter crash fire fuzz fuzz-short clean
+.PHONY: build run test check generate bench eval-contentfilter corpora crash fire fuzz fuzz-short clean
 
 build: ## the host at bin/postern, each agent at bin/agents/NAME
 	@mkdir -p bin/agents
@@ -20,9 +20,9 @@ build: ## the host at bin/postern, each agent at bin/agents/NAME
 run: build ## the host with the repository's config.hcl, on loopback
 	bin/postern serve --config config.hcl
 
-test: build ## every test; those of the whole alone, since each drives many processes, and without the race detector, which would see only the tests
+test: build ## every test; those of the whole alone, since each drives many processes, and without the race detector, which would see only the tests; most of them wait
 	go test -race -timeout 15m $$(go list ./... | grep -v '/test$$')
-	go test -timeout 15m ./test
+	go test -parallel 4 -timeout 15m ./test
 
 check: ## formatting, vet, staticcheck, the protocol's rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -63,6 +63,9 @@ eval-contentfilter: ## the content filter beside bogofilter and SpamAssassin on 
 crash: build ## 1,000 kills under load, reconciled; 10,000 crashes of agents that leave nothing
 	POSTERN_CRASH_ROUNDS=1000 go test -count 1 -v -timeout 60m -run TestCrash ./test
 	POSTERN_CRASHES=10000 go test -count 1 -v -timeout 60m -run TestNothingLeaks ./host/internal/agent
+
+corpora: build ## every message of the corpora through all agents together
+	POSTERN_CORPORA=whole go test -count 1 -v -timeout 30m -run TestCorporaThroughAllAgents ./test
 
 fire: build ## ten minutes of swaps under fire: upgrades, kills, stops and reloads under load
 	POSTERN_FIRE=10m go test -count 1 -v -timeout 30m -run TestSwapUnderFire ./test

@@ -102,6 +102,7 @@ type avCase struct {
 
 // TestAntivirus has a table of what its README says, with a real clamd, programs as engines, and engines that are none.
 func TestAntivirus(t *testing.T) {
+	t.Parallel()
 	dir := socketDir(t)
 	socket, silent, gone := filepath.Join(dir, "clamd"), filepath.Join(dir, "silent"), filepath.Join(dir, "gone")
 	startClamd(t, socket)

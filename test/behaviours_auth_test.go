@@ -328,6 +328,7 @@ func internal(nextHop string) string {
 
 // TestSenderauthStamps is what the README of senderauth says of its results: an empty configuration refuses nothing.
 func TestSenderauthStamps(t *testing.T) {
+	t.Parallel()
 	sink, z := rig.StartSink(t), authWorld(t)
 	h := rig.Start(t, internal(sink.Addr)+senderauth(z, ""))
 	one := func(name, ip, sender, content, data string, stamps, has []string) passage {
@@ -377,6 +378,7 @@ func TestSenderauthStamps(t *testing.T) {
 
 // TestSenderauthActions is what the README of senderauth says of its actions: each reply, and who is left out.
 func TestSenderauthActions(t *testing.T) {
+	t.Parallel()
 	sink, z := rig.StartSink(t), authWorld(t)
 	h := rig.Start(t, internal(sink.Addr)+senderauth(z, `
     dmarc_reject         = "reject"
@@ -433,6 +435,7 @@ func TestSenderauthActions(t *testing.T) {
 
 // TestSenderauthReports counts mail, and sends a DMARC aggregate report when the day is over.
 func TestSenderauthReports(t *testing.T) {
+	t.Parallel()
 	sink, z := rig.StartSink(t), authWorld(t)
 	h := rig.New(t, internal(sink.Addr)+senderauth(z, "    report_from  = \"dmarc@example.org\"\n    dmarc_reject = \"reject\"")+`
 agent "dkimsign" {
@@ -566,6 +569,7 @@ func TestSenderauthWithoutDNS(t *testing.T) {
 
 // TestSenderauthHostile: DNS that says nothing or nonsense, and messages that make much work, cost bounded time and have a verdict.
 func TestSenderauthHostile(t *testing.T) {
+	t.Parallel()
 	mute, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -234,6 +234,7 @@ func recipientfilter(config string) string {
 
 // TestSenderfilterBehaviours is what the README of senderfilter says, each sentence through real SMTP.
 func TestSenderfilterBehaviours(t *testing.T) {
+	t.Parallel()
 	const denied = "554 5.1.0 Sender denied [id]"
 	mail := func(sender, reply string) []string { return []string{"MAIL FROM:<" + sender + ">|" + reply} }
 	refused := func(name, sender, reason, data string) behaviour {
@@ -288,6 +289,7 @@ func TestSenderfilterBehaviours(t *testing.T) {
 
 // TestSenderfilterActions: stamp, disconnect and delete in the place of a refusal.
 func TestSenderfilterActions(t *testing.T) {
+	t.Parallel()
 	t.Run("stamp", func(t *testing.T) {
 		sink := rig.StartSink(t)
 		h := strangers(t, sink.Addr, senderfilter("blocked_senders = [\"sender.example\"]\n    action = \"stamp\""))
@@ -316,6 +318,7 @@ func TestSenderfilterActions(t *testing.T) {
 
 // TestRecipientfilterBehaviours is what the README of recipientfilter says.
 func TestRecipientfilterBehaviours(t *testing.T) {
+	t.Parallel()
 	const unknown = "550 5.1.1 User unknown [id]"
 	sink := rig.StartSink(t)
 	h := strangers(t, sink.Addr, recipientfilter(`

@@ -195,6 +195,7 @@ b@example.org,
 
 // TestContentfilterBehaviours is what the README of contentfilter says of its rules.
 func TestContentfilterBehaviours(t *testing.T) {
+	t.Parallel()
 	const refused = "550 5.7.1 Message rejected due to content restrictions [id]"
 	sink := rig.StartSink(t)
 	h := listed(t, sink.Addr, contentfilter(`
@@ -298,6 +299,7 @@ func attachmentfilter(config string) string {
 
 // TestAttachmentfilterBehaviours is what the README of attachmentfilter says.
 func TestAttachmentfilterBehaviours(t *testing.T) {
+	t.Parallel()
 	const refused = "550 5.7.1 Message rejected due to unacceptable attachments [id]"
 	sink := rig.StartSink(t)
 	h := rig.Start(t, filtered(sink.Addr)+attachmentfilter(`
@@ -391,6 +393,7 @@ func edgerules(config string) string {
 
 // TestEdgerulesBehaviours is what the README of edgerules says: a rule for each action, named by the subject that it is for.
 func TestEdgerulesBehaviours(t *testing.T) {
+	t.Parallel()
 	rule := func(name, when, actions string) string {
 		return fmt.Sprintf("    rule %q {\n      when {\n        %s\n      }\n      %s\n    }\n", name, when, actions)
 	}
@@ -497,6 +500,7 @@ func places(t *testing.T, path string) {
 // TestRulesAreChecked: `postern check` warns of a rule in the sample configuration that reads what no agent before it has
 // written, and `postern agent run edgerules -- test` tells which rule matches a file, and why.
 func TestRulesAreChecked(t *testing.T) {
+	t.Parallel()
 	root, err := rig.Root()
 	if err != nil {
 		t.Fatal(err)

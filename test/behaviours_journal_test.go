@@ -66,6 +66,7 @@ func holds(t *testing.T, m rig.Received, parts ...string) {
 
 // TestJournalingBehaviours is what the README of journaling says: what a report holds, and which rules make one.
 func TestJournalingBehaviours(t *testing.T) {
+	t.Parallel()
 	sink := rig.StartSink(t)
 	h := rig.New(t, strings.Replace(internal(sink.Addr), `accepted_domain "example.org" {`, `directory "corp" {
   file = "{dir}/corp.csv"
@@ -234,6 +235,7 @@ func verifyArchive(t *testing.T, h *rig.Host, sink *rig.Sink) {
 
 // TestJournalingDeferred: an agent behind journaling puts a message off, for all or for some; it is reported once.
 func TestJournalingDeferred(t *testing.T) {
+	t.Parallel()
 	sink := rig.StartSink(t)
 	h := rig.Start(t, internal(sink.Addr)+journaling(`    rule "all" {}`)+mockAgent("doubter", 100, `
     on "OnRouted" {

@@ -47,6 +47,7 @@ const rewriteEntries = `
 
 // TestRewriteBehaviours is what the README of addressrewrite says, both ways.
 func TestRewriteBehaviours(t *testing.T) {
+	t.Parallel()
 	sink := rig.StartSink(t)
 	accepted := ""
 	for _, d := range []string{"corp.example.org", "*.example.org", "branch.example", "büro.example", "bücher.example"} {

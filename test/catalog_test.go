@@ -58,6 +58,7 @@ func lockText(t *testing.T, h *rig.Host) string {
 // The life of versions: what satisfies the constraint runs, and stays until it is told otherwise, over restarts; nothing
 // of that is drift. What the constraint does not admit is.
 func TestVersionsFromTheCatalog(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain+versioned("~> 1.1"))
 	if out, err := h.Postern("check"); err == nil || !strings.Contains(out, `no installed version satisfies it; none is installed`) || !strings.Contains(out, "config.hcl:") {
 		t.Errorf("check without a version: %v\n%s", err, out)
@@ -115,6 +116,7 @@ func TestVersionsFromTheCatalog(t *testing.T) {
 
 // Two versions of one agent run side by side, and each answers its own sessions.
 func TestTwoInstalledVersionsAtOnce(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain+versioned("~> 1.1"))
 	install(t, h, "1.1.0")
 	h.Start()
@@ -136,6 +138,7 @@ func TestTwoInstalledVersionsAtOnce(t *testing.T) {
 
 // What is not used is removed; what runs, and what rollback goes back to, stays.
 func TestPrune(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain+versioned("~> 1.2"))
 	install(t, h, "1.1.0")
 	install(t, h, "1.2.0")
@@ -159,6 +162,7 @@ func TestPrune(t *testing.T) {
 
 // One version has one content.
 func TestVersionsNeverChange(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain)
 	install(t, h, "1.1.0")
 	before := installedNow(h)[0]
@@ -221,6 +225,7 @@ func killJudge(t *testing.T, h *rig.Host) {
 
 // A file of the catalog that has changed on the disk is not started; mail follows on_failure until it is mended.
 func TestDamagedVersionDoesNotStart(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain+versioned("~> 1.1"))
 	install(t, h, "1.1.0")
 	h.Start()
@@ -255,6 +260,7 @@ func TestDamagedVersionDoesNotStart(t *testing.T) {
 
 // The program of a command is not started when it was changed in place, until somebody has said that it is meant.
 func TestChangedProgramDoesNotStart(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain+strings.Replace(mockAgent("judge", 10, judge("a")), "priority", "command = [\"./program\"]\n  priority", 1))
 	program := filepath.Join(h.Dir, "program")
 	replace := func(version string) {
@@ -301,6 +307,7 @@ func TestChangedProgramDoesNotStart(t *testing.T) {
 
 // A bundled program changes with the host: it is held to what it was at the start, and a reload takes the new one.
 func TestBundledProgramsAreTakenByAReload(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain+mockAgent("judge", 10, judge("a")))
 	h.Binary = filepath.Join(h.Dir, "bin", "postern")
 	put := func(from, to string) {
@@ -342,6 +349,7 @@ func TestBundledProgramsAreTakenByAReload(t *testing.T) {
 
 // Whenever an installation is killed, the version is there as a whole or not at all, and nothing else is left.
 func TestKilledInstallLeavesNothingHalf(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain)
 	program := mockVersion(t, "1.1.0")
 	for i := range 12 {
@@ -471,6 +479,7 @@ func packed(t *testing.T, files map[string][]byte) string {
 // An agent built from the protocol as it was first released works in this host: here the one in Python, whose messages
 // are generated from that, installed from an archive of several files.
 func TestAgentOfTheReleasedProtocol(t *testing.T) {
+	t.Parallel()
 	root, err := rig.Root()
 	if err != nil {
 		t.Fatal(err)

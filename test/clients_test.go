@@ -71,6 +71,7 @@ with smtplib.SMTP(sys.argv[1], int(sys.argv[2]), local_hostname="client.example"
 
 // TestNodemailer sends with nodemailer, which npm installs. It pipelines nothing and wants proper EHLO replies.
 func TestNodemailer(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	run(t, dir, "npm", "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--silent", "nodemailer@7")
 	if t.Failed() {

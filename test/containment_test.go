@@ -211,6 +211,7 @@ func (w way) checkLedger(t *testing.T, h *rig.Host, id string) {
 
 // TestNobodyAnswers (item 3): all processes are alive and none answers, while there is no mail that could notice it.
 func TestNobodyAnswers(t *testing.T) {
+	t.Parallel()
 	h := rig.Start(t, traced+mockWith("victim", 10, "instances = 2\n"+longTime, "on \"OnRcpt\" {\n}\n"))
 	stopped := processes(h, "victim")
 	for _, pid := range stopped {
@@ -352,6 +353,7 @@ func kept(t *testing.T, arguments, instead string) *rig.Host {
 // TestNeverReady: an agent whose new process never becomes ready fails its own events. The neighbour and the connection
 // live, and the agent is back by itself when it can start.
 func TestNeverReady(t *testing.T) {
+	t.Parallel()
 	h := kept(t, "start_timeout = \"5s\"\n", "exec sleep 1000")
 	c := h.Greeted()
 	leave(t, h, "victim")

@@ -5,10 +5,13 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/posternmail/postern/internal/corpora"
@@ -116,54 +119,70 @@ func canonical(b []byte) []byte {
 // TestCorporaUnchanged sends every message of the corpora through the host. Each arrives octet for octet below
 // the header fields that the host put in front, or is refused with a reason that is true of it.
 func TestCorporaUnchanged(t *testing.T) {
+	t.Parallel()
 	mails := corpusMail(t)
 	sink := rig.StartSink(t)
 	h := rig.Start(t, relay(sink.Addr))
-	var (
-		c       *rig.Client
-		sent    = map[string][]byte{} // by recipient
-		names   = map[string]string{}
-		refused = map[string]int{}
-		mended  int
-	)
-	for name, m := range mails {
-		if c == nil {
-			c = h.Greeted()
-		}
-		rcpt := fmt.Sprintf("m%d@example.org", len(names))
-		names[rcpt] = name
-		c.Do("MAIL FROM:<corpus@sender.example> BODY=8BITMIME", "250")
-		c.Do("RCPT TO:<"+rcpt+">", "250")
-		reply := c.Data(string(m))
+	names := slices.Sorted(maps.Keys(mails))
+	replies := make([]string, len(names))
+	const clients = 8
+	var sending sync.WaitGroup
+	for client := range clients {
+		sending.Go(func() { sendEvery(h, names, mails, replies, client, clients) })
+	}
+	sending.Wait()
+	sent, refused, mended := map[string]string{}, map[string]int{}, 0 // names by recipient
+	for i, reply := range replies {
 		switch {
 		case strings.HasPrefix(reply, "250"):
-			sent[rcpt] = m
-		case mayRefuse(m, reply):
+			sent[recipientOf(i)] = names[i]
+		case mayRefuse(mails[names[i]], reply):
 			refused[reply[:strings.LastIndexByte(reply, '[')]]++
 		default:
-			t.Errorf("%s is refused: %s", filepath.Base(name), reply)
-		}
-		if strings.HasPrefix(reply, "421") || len(names)%500 == 0 {
-			_ = c.Conn.Close()
-			c = nil
+			t.Errorf("%s is refused: %s", filepath.Base(names[i]), reply)
 		}
 	}
-	h.WaitFor(fmt.Sprintf("%d messages at the next hop", len(sent)), func() bool { return len(sink.Messages()) >= len(sent) })
+	taken := len(sent)
+	h.WaitFor(fmt.Sprintf("%d messages at the next hop", taken), func() bool { return len(sink.Messages()) >= taken })
 	for _, got := range sink.Messages() {
 		rcpt := strings.TrimPrefix(got.To[0], "RCPT TO:<")
 		rcpt, _, _ = strings.Cut(rcpt, ">")
-		added, separated, ok := unchanged(got.Content, string(sent[rcpt]))
+		name, expected := sent[rcpt]
+		delete(sent, rcpt)
+		added, separated, same := unchanged(got.Content, string(mails[name]))
 		switch {
-		case !ok:
-			t.Errorf("%s has changed on its way", filepath.Base(names[rcpt]))
+		case !expected:
+			t.Errorf("%s got a message that was not taken, or got it twice", rcpt)
+		case !same:
+			t.Errorf("%s has changed on its way", filepath.Base(name))
 		case !strings.HasPrefix(added, "Received: ") || strings.Contains(added, "\r\n\r\n"):
-			t.Errorf("%s: unexpected octets in front: %.200q", filepath.Base(names[rcpt]), added)
+			t.Errorf("%s: unexpected octets in front: %.200q", filepath.Base(name), added)
 		case separated:
 			mended++
 		}
 	}
 	t.Logf("%d messages: %d arrived, all unchanged, %d of them with the empty line that was missing behind their header; refused: %v",
-		len(mails), len(sent), mended, refused)
+		len(mails), taken, mended, refused)
+}
+
+// recipientOf the message with a number.
+func recipientOf(i int) string { return fmt.Sprintf("m%d@example.org", i) }
+
+// sendEvery sends every nth message beginning with first, some hundreds to a connection, and notes the replies.
+func sendEvery(h *rig.Host, names []string, mails map[string][]byte, replies []string, first, nth int) {
+	var c *rig.Client
+	for i := first; i < len(names); i += nth {
+		if c == nil {
+			c = h.Greeted()
+		}
+		c.Do("MAIL FROM:<corpus@sender.example> BODY=8BITMIME", "250")
+		c.Do("RCPT TO:<"+recipientOf(i)+">", "250")
+		replies[i] = c.Data(string(mails[names[i]]))
+		if strings.HasPrefix(replies[i], "421") || i%500 < nth {
+			_ = c.Conn.Close()
+			c = nil
+		}
+	}
 }
 
 // unchanged compares what arrived with what was sent, and answers with what the host put in front. A message whose

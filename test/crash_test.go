@@ -2,7 +2,6 @@ package test
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand"
@@ -12,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -24,6 +22,7 @@ import (
 // senders were promised (250) with what arrived. Nothing may be lost; a second copy may arrive only where a
 // delivery was in doubt. POSTERN_CRASH_ROUNDS sets the number of kills; `make crash` does 1,000.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	rounds := 12
 	if s := os.Getenv("POSTERN_CRASH_ROUNDS"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -32,7 +31,7 @@ func TestCrash(t *testing.T) {
 		}
 		rounds = n
 	}
-	books := &books{promised: map[string]bool{}, resent: map[string]bool{}, arrived: map[string][]int{}}
+	books := newBooks()
 	sink := startCrashSink(t, books)
 	h := rig.Start(t, fmt.Sprintf(`
 host {
@@ -72,11 +71,7 @@ agent "one" {
   }
 }
 `, sink))
-	var stop atomic.Bool
-	var senders sync.WaitGroup
-	for i := range 8 {
-		senders.Go(func() { sendUntil(&stop, h.Addr, i, books) })
-	}
+	f := lightFire(h.Addr, books, 8, 0)
 	rnd := rand.New(rand.NewSource(time.Now().UnixNano()))
 	hostKills, agentKills := 0, 0
 	for round := range rounds {
@@ -94,8 +89,7 @@ agent "one" {
 			fmt.Printf("%d of %d rounds: %s\n", round+1, rounds, books.summary())
 		}
 	}
-	stop.Store(true)
-	senders.Wait()
+	f.putOut()
 	deadline := time.Now().Add(60 * time.Second)
 	for books.missing() > 0 && time.Now().Before(deadline) {
 		time.Sleep(100 * time.Millisecond)
@@ -120,6 +114,10 @@ type books struct {
 	arrived  map[string][]int // in which life of the host
 	life     int              // kills of the host so far
 	sessions int              // open at the next hop
+}
+
+func newBooks() *books {
+	return &books{promised: map[string]bool{}, resent: map[string]bool{}, arrived: map[string][]int{}}
 }
 
 // nextLife waits until the next hop has read all that the dead host had sent, so that what arrives from then on is
@@ -199,66 +197,6 @@ func (b *books) summary() string {
 	}
 	return fmt.Sprintf("%d promised, %d not arrived, %d twice because a delivery was in doubt, %d twice because their sender never read the reply",
 		len(b.promised), lost, twice, resent)
-}
-
-// sendUntil sends messages one after another, each until it is answered 250.
-func sendUntil(stop *atomic.Bool, addr string, sender int, b *books) {
-	for n := 0; !stop.Load(); n++ {
-		id := fmt.Sprintf("<%d.%d@crash.example>", sender, n)
-		for !stop.Load() {
-			sent, ok := sendOne(addr, id, n)
-			if ok {
-				b.promise(id)
-				break
-			}
-			if sent {
-				b.resend(id)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
-}
-
-// sendOne makes one attempt: sent tells that the final dot went out, ok that 250 came back.
-func sendOne(addr, id string, n int) (sent, ok bool) {
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		return false, false
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	r := bufio.NewReader(c)
-	say := func(line, code string) error {
-		if line != "" {
-			if _, err := c.Write([]byte(line + "\r\n")); err != nil {
-				return err
-			}
-		}
-		for {
-			got, err := r.ReadString('\n')
-			if err != nil {
-				return err
-			}
-			if !strings.HasPrefix(got, code) {
-				return errors.New(got)
-			}
-			if got[3] == ' ' {
-				return nil
-			}
-		}
-	}
-	for _, step := range []string{"|220", "EHLO crash.example|250", "MAIL FROM:<a@crash.example>|250", "RCPT TO:<b@example.org>|250", "DATA|354"} {
-		line, code, _ := strings.Cut(step, "|")
-		if say(line, code) != nil {
-			return false, false
-		}
-	}
-	size := 500
-	if n%7 == 0 {
-		size = 100 << 10 // large enough for a file of its own
-	}
-	body := strings.Repeat(strings.Repeat("x", 70)+"\r\n", size/72+1)
-	return true, say("From: a@crash.example\r\nMessage-ID: "+id+"\r\n\r\n"+body+".", "250") == nil
 }
 
 // startCrashSink is a next hop that notes the Message-ID of everything it takes.

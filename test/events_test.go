@@ -163,6 +163,7 @@ func scenes() []scene {
 
 // TestRefusals has an agent refuse at each event of a session, for good and for now, with its own code and text.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	for _, s := range scenes() {
 		if s.name == "" {
 			s.name, _, _ = strings.Cut(s.command, " ")

@@ -435,6 +435,7 @@ func comeBack(t *testing.T, h *rig.Host) {
 
 // TestWaiting: right of the 250 line a message waits for an agent that is away, and goes on by itself.
 func TestWaiting(t *testing.T) {
+	t.Parallel()
 	for _, event := range []string{"OnSubmitted", "OnResolved", "OnRouted", "OnCategorized"} {
 		t.Run(event, func(t *testing.T) {
 			h := rig.New(t, plain+away("absent", "timeout = \"500ms\"\n", fmt.Sprintf("on %q {\nadd_header = { X-Absent = \"back\" }\n}\n", event)))

@@ -119,6 +119,7 @@ func waitTaken(h *rig.Host, ip string) {
 // TestFeeds applies bundles of a folder while mail flows, and refuses what is bad with the last good one in use. Both agents
 // have a feed; a restart with the folder gone keeps what is known.
 func TestFeeds(t *testing.T) {
+	t.Parallel()
 	sink := rig.StartSink(t)
 	p := newPublisher(t)
 	h := rig.New(t, filtered(sink.Addr)+connfilter(p.block("lists", p.folder()))+contentfilter(p.block("filter", p.folder()))+
@@ -243,6 +244,7 @@ func (s *feedServer) setSlow(slow bool) {
 
 // TestFeedHTTPS fetches from a server that is slow for a while; without leave in its sandbox the agent reaches none.
 func TestFeedHTTPS(t *testing.T) {
+	t.Parallel()
 	p := newPublisher(t)
 	s := &feedServer{dir: p.dir}
 	s.Server = httptest.NewUnstartedServer(s)
@@ -276,6 +278,7 @@ func TestFeedHTTPS(t *testing.T) {
 
 // TestFeedModel rates by a model that a feed brings, but not by one that is wrong of the mail of its own test.
 func TestFeedModel(t *testing.T) {
+	t.Parallel()
 	p, sink := newPublisher(t), rig.StartSink(t)
 	train := func(spam, ham string) (model, mbox string) {
 		t.Helper()

@@ -101,6 +101,7 @@ func passed(t *testing.T, h *rig.Host, sink *rig.Sink, c *rig.Client, content st
 // TestConnfilterLists refuses and frees clients by the own lists: in the configuration, in a file that changes, in the
 // table.
 func TestConnfilterLists(t *testing.T) {
+	t.Parallel()
 	sink := rig.StartSink(t)
 	h := rig.New(t, filtered(sink.Addr)+connfilter(`
     allow_list {
@@ -190,6 +191,7 @@ func startDNS(t *testing.T, records ...string) (addr string) {
 
 // TestConnfilterDNSLists asks DNS lists about clients, and about the sources of what our own servers relay.
 func TestConnfilterDNSLists(t *testing.T) {
+	t.Parallel()
 	server := startDNS(t, "1.2.0.192.black.example. 127.0.0.4", "2.2.0.192.black.example. 127.0.0.10",
 		"3.2.0.192.black.example. 127.0.0.4", "3.2.0.192.white.example. 127.0.0.2",
 		"9.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.black.example. 127.0.0.2")
@@ -232,6 +234,7 @@ func TestConnfilterDNSLists(t *testing.T) {
 
 // TestContentfilter stamps, refuses, and leaves out who is bypassed.
 func TestContentfilter(t *testing.T) {
+	t.Parallel()
 	sink := rig.StartSink(t)
 	h := rig.Start(t, filtered(sink.Addr)+contentfilter(`
     bad_phrases         = ["no risk investment"]
@@ -289,6 +292,7 @@ func TestContentfilter(t *testing.T) {
 
 // TestContentfilterThresholds throws away and quarantines: the client reads success, the next hop gets nothing.
 func TestContentfilterThresholds(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ config, event, reason string }{
 		"delete":     {"delete_at = 9\nreject_at = 8", "DROP", "SclAtOrAboveDeleteThreshold"},
 		"quarantine": {"reject_at = 0\nquarantine_at = 9", "QUARANTINE", "SclAtOrAboveQuarantineThreshold"},

@@ -1,11 +1,9 @@
 package test
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"math/rand"
-	"net"
 	"os"
 	"strings"
 	"sync"
@@ -165,64 +163,28 @@ func (f *blaze) client(name string, messages int) {
 
 // session sends messages; the error says how the connection broke.
 func (f *blaze) session(name string, messages int) error {
-	conn, err := net.Dial("tcp", f.host.Addr)
+	k, err := dial(f.host.Addr)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	c := &dialog{conn: conn, r: bufio.NewReader(conn)}
-	if c.expect("", "220", f, name); c.err != nil {
-		return c.err
-	}
-	c.expect("EHLO client.example\r\n", "250", f, name)
-	for i := 0; i < messages && !f.over.Load() && c.err == nil; i++ {
-		subject := fmt.Sprintf("%s-%d", name, i)
-		c.fine = true
-		c.expect("MAIL FROM:<a@sender.example>\r\n", "250", f, subject)
-		c.expect("RCPT TO:<b@example.org>\r\n", "250", f, subject)
-		c.expect("DATA\r\n", "354", f, subject)
-		c.expect("Subject: "+subject+"\r\n\r\nhello\r\n.\r\n", "250", f, subject)
-		if c.err == nil && c.fine {
+	defer k.c.Close()
+	o, subject := k.greet(), name
+	for i := 0; i < messages && !f.over.Load() && o.ok; i++ {
+		subject = fmt.Sprintf("%s-%d", name, i)
+		if o = k.content("Subject: " + subject + "\r\n\r\nhello\r\n"); o.taken {
 			f.mu.Lock()
 			f.accepted = append(f.accepted, subject)
 			f.mu.Unlock()
 		}
 	}
-	c.expect("QUIT\r\n", "221", f, name)
-	return c.err
-}
-
-// dialog is one dialog.
-type dialog struct {
-	conn net.Conn
-	r    *bufio.Reader
-	fine bool
-	err  error
-}
-
-// expect sends text and reads a reply, which must begin with want. What does not is noted, and ends the dialog in order.
-func (c *dialog) expect(text, want string, f *blaze, what string) {
-	if c.err != nil || !c.fine && text != "" && want == "354" {
-		return
+	if o.ok {
+		o = k.step("QUIT", "QUIT", "221")
 	}
-	_ = c.conn.SetDeadline(time.Now().Add(90 * time.Second))
-	if _, c.err = c.conn.Write([]byte(text)); c.err != nil {
-		return
+	if o.reply != "" {
+		f.note(&f.refused, "%s: %s was answered %q", subject, o.step, o.reply)
+		return fmt.Errorf("given up after a refusal")
 	}
-	for {
-		var line string
-		if line, c.err = c.r.ReadString('\n'); c.err != nil {
-			return
-		}
-		if len(line) > 3 && line[3] == '-' {
-			continue
-		}
-		if !strings.HasPrefix(line, want) {
-			f.note(&f.refused, "%s: %.20q was answered %q", what, text, line)
-			c.fine, c.err = false, fmt.Errorf("given up after a refusal")
-		}
-		return
-	}
+	return o.err
 }
 
 func (f *blaze) missing(arrived map[string]int) (list []string) {

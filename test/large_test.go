@@ -15,6 +15,7 @@ import (
 // TestLargeGroup: a message to a group of 50,000 members is shown to agents in parts that fit into an event, and reaches
 // every member once.
 func TestLargeGroup(t *testing.T) {
+	t.Parallel()
 	const members = 50_000
 	h := rig.New(t, plain+`
 directory "all" {

@@ -37,6 +37,7 @@ func TestPosternNextHop(t *testing.T) {
 // TestPostfixNextHop relays to Postfix, which delivers to a mailbox. It needs Postfix installed, and root to start
 // it.
 func TestPostfixNextHop(t *testing.T) {
+	t.Parallel()
 	addr, mailbox := startPostfix(t)
 	h := rig.Start(t, relay(addr))
 	c := h.Greeted()

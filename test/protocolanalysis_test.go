@@ -28,6 +28,7 @@ func protocolanalysis(config string) string {
 // TestProtocolanalysis is a source from its first message to the end of its block: it sends spam until its level reaches
 // the threshold, its session ends, connfilter refuses it and says why, the block expires, and it starts clean.
 func TestProtocolanalysis(t *testing.T) {
+	t.Parallel()
 	server := startDNS(t)
 	sink := rig.StartSink(t)
 	h := strangers(t, sink.Addr, connfilter("")+contentfilter("")+protocolanalysis(fmt.Sprintf(`
@@ -112,6 +113,7 @@ func TestProtocolanalysis(t *testing.T) {
 
 // TestProtocolanalysisInputs: what a source does in SMTP is in its profile, of which an accepted message tells.
 func TestProtocolanalysisInputs(t *testing.T) {
+	t.Parallel()
 	server := startDNS(t)
 	sink := rig.StartSink(t)
 	h := strangers(t, sink.Addr, connfilter(`early_talkers = "note"`)+recipientfilter("harvest_limit = 0\n    tarpit = \"0s\"")+contentfilter("")+

@@ -12,6 +12,7 @@ import (
 // TestPythonAgent runs examples/python, which knows the protocol from its documents alone. It needs Debian's
 // python3-grpcio, python3-protobuf and protobuf-compiler.
 func TestPythonAgent(t *testing.T) {
+	t.Parallel()
 	root, err := rig.Root()
 	if err != nil {
 		t.Fatal(err)

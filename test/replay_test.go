@@ -16,6 +16,7 @@ import (
 
 // TestReplay sends 100 messages of the corpora and replays them. What the agents say and change is the same.
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	h := rig.New(t, plain+`
 agent "connfilter" {
   priority = 10

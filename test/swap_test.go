@@ -89,6 +89,7 @@ func (r record) versionsAt(agent, event string) (list []string) {
 // A new version takes over between two events of one session; rollback brings the old one back, also after a restart of
 // the host, and what was ordered is shown as drift until it is taken back.
 func TestUpgradeAndRollback(t *testing.T) {
+	t.Parallel()
 	h := rig.Start(t, plain+mockAgent("judge", 10, judge("a")))
 	c := h.Greeted()
 	c.Do("MAIL FROM:<a@sender.example>", "250")

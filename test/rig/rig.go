@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -281,15 +282,24 @@ func (h *Host) WaitFor(what string, ok func() bool) {
 	h.t.Fatalf("waited 30 s for %s", what)
 }
 
-// FreeAddr finds a loopback address that nobody listens on.
+// lastPort is the port that FreeAddr has handed out last.
+var lastPort atomic.Uint32
+
+// FreeAddr finds a loopback address that nobody listens on. Its port is below those that the kernel gives to clients, and is
+// handed out once: what runs beside cannot take it before the host does.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, ports = 10_000, 20_000
+	lastPort.CompareAndSwap(0, uint32(os.Getpid()*131)) // another process begins elsewhere
+	for range ports {
+		addr := fmt.Sprintf("127.0.0.1:%d", first+lastPort.Add(1)%ports)
+		if l, err := net.Listen("tcp", addr); err == nil {
+			_ = l.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 func tail(s string, n int) string {
