@@ -15,31 +15,37 @@ import (
 
 // Health tells the operator what an agent has to work without: a DNS list, an engine, a feed out of reach. It
 // changes no verdict. `postern status` shows each thing that is missing with the time since when; the log has
-// one line when it goes and one when it is back, however often it is asked for meanwhile. It is safe for
+// one line when it goes and one when it is back, however often it is asked for meanwhile. What goes again within a
+// minute of being back is unsteady: it counts as missing until it has not failed for a minute. It is safe for
 // concurrent use, and a nil *Health does nothing.
 type Health struct {
 	logger  hclog.Logger
+	now     func() time.Time
 	changed func()
 	missing atomic.Int32 // len(parts), to be read without the lock
 
 	mu    sync.Mutex
 	parts map[string]degraded
+	back  map[string]time.Time // what has come back in the last minute, and when
 }
 
 // degraded is one thing that is missing.
 type degraded struct {
-	detail string
-	since  time.Time
+	detail   string
+	since    time.Time
+	failed   time.Time // last
+	unsteady bool
 }
 
 // Limits of what is told to the host.
 const (
-	maxDegraded       = 64   // things
-	maxDegradedDetail = 1024 // octets of each detail
+	maxDegraded       = 64          // things
+	maxDegradedDetail = 1024        // octets of each detail
+	settled           = time.Minute // without a failure
 )
 
 func newHealth(logger hclog.Logger) *Health {
-	return &Health{logger: logger, changed: func() {}, parts: map[string]degraded{}}
+	return &Health{logger: logger, now: time.Now, changed: func() {}, parts: map[string]degraded{}, back: map[string]time.Time{}}
 }
 
 // Report says how the last use of something went that the agent depends on. what names it for people ("dnsbl
@@ -58,20 +64,41 @@ func (h *Health) Report(what string, err error) {
 func (h *Health) note(what string, err error) (tell func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	now := h.now()
 	old, known := h.parts[what]
 	switch {
-	case err == nil && !known, err != nil && known, err != nil && len(h.parts) == maxDegraded:
+	case err != nil && known:
+		old.failed = now
+		h.parts[what] = old
+		return nil
+	case err == nil && !known, err != nil && len(h.parts) == maxDegraded, old.unsteady && now.Sub(old.failed) < settled:
 		return nil
 	case err == nil:
-		delete(h.parts, what)
-		h.logger.Info("works again", "what", what, "after", time.Since(old.since).Round(time.Second))
+		h.recovered(what, now)
 	default:
-		detail := err.Error()
-		h.parts[what] = degraded{detail[:min(len(detail), maxDegradedDetail)], time.Now()}
-		h.logger.Warn("degraded", "what", what, "error", err)
+		h.gone(what, err, now)
 	}
 	h.missing.Store(int32(len(h.parts)))
 	return h.changed
+}
+
+// recovered notes that something is back.
+func (h *Health) recovered(what string, now time.Time) {
+	h.logger.Info("works again", "what", what, "after", now.Sub(h.parts[what].since).Round(time.Second).String())
+	delete(h.parts, what)
+	maps.DeleteFunc(h.back, func(_ string, at time.Time) bool { return now.Sub(at) >= settled })
+	h.back[what] = now
+}
+
+// gone notes that something is missing from now on.
+func (h *Health) gone(what string, err error, now time.Time) {
+	at, wasBack := h.back[what]
+	detail := err.Error()
+	h.parts[what] = degraded{
+		detail: detail[:min(len(detail), maxDegradedDetail)], since: now, failed: now,
+		unsteady: wasBack && now.Sub(at) < settled,
+	}
+	h.logger.Warn("degraded", "what", what, "error", err)
 }
 
 // message is the whole of it for the host.

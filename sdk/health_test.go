@@ -3,7 +3,11 @@ package sdk
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -62,6 +66,41 @@ func TestHealthIsToldWhenItChanges(t *testing.T) {
 	configure(t, s, `{}`)
 	if h := p.pull(t).GetHealth(); h == nil || len(h.GetDegraded()) != 0 {
 		t.Errorf("after a new configuration the host is told %v, not that all is well", h)
+	}
+}
+
+// What fails every now and then is one line in the log, not two for each time, and counts as missing until it has settled.
+func TestHealthOfWhatIsUnsteady(t *testing.T) {
+	var log strings.Builder
+	h := newHealth(hclog.New(&hclog.LoggerOptions{Output: &log}))
+	now := time.Unix(1_000_000, 0)
+	h.now = func() time.Time { return now }
+	told := 0
+	h.follow(func() { told++ })
+	down := errors.New("no answer")
+	for range 1000 {
+		h.Report("engine", down)
+		now = now.Add(10 * time.Millisecond)
+		h.Report("engine", nil)
+		now = now.Add(20 * time.Millisecond)
+	}
+	if m := h.message(); told != 3 || len(m.GetDegraded()) != 1 {
+		t.Fatalf("the host was told %d times, last %v", told, m)
+	}
+	now = now.Add(settled)
+	h.Report("engine", nil)
+	if m := h.message(); told != 4 || len(m.GetDegraded()) != 0 {
+		t.Errorf("after a minute without a failure the host was told %d times, last %v", told, m)
+	}
+	if lines := strings.Count(log.String(), "\n"); lines != 4 || !strings.Contains(log.String(), "after=1m30s") {
+		t.Errorf("%d lines in the log:\n%s", lines, log.String())
+	}
+	now = now.Add(settled)
+	h.Report("engine", down)
+	now = now.Add(time.Second)
+	h.Report("engine", nil)
+	if m := h.message(); told != 6 || len(m.GetDegraded()) != 0 {
+		t.Errorf("what fails once in a while is back at once: told %d times, last %v", told, m)
 	}
 }
 
