@@ -244,7 +244,33 @@ func TestContentfilterBehaviours(t *testing.T) {
 		with(clean("suspicious", letter("From: \"service@paypal.com\" <x@paypa1.com>\r\n", "x\r\n"), "NoModel;PCL:PhishingLevel SUSPICIOUS;", "pcl=8"), "0; PCL 8: [Lookalike NameAddress]"),
 		with(clean("a sign alone", letter("MIME-Version: 1.0\r\nContent-Type: text/html\r\n", "<a href=http://192.0.2.7/>here</a>\r\n"), "NoModel;PCL:PhishingLevel NEUTRAL;", "pcl=3"),
 			"0; PCL 3: [LinkAddress]"),
+		clean("sent long ago", letter("Date: Mon, 2 Jan 2006 15:04:05 +0000\r\n", "hello\r\n"), "NoModel;TIME:TimeBasedFeatures;", "pcl=1"),
 	})
+}
+
+// TestContentfilterSenderID: the report has the result of a senderauth that stands before contentfilter; in the usual order there is none to
+// report, and check says so.
+func TestContentfilterSenderID(t *testing.T) {
+	t.Parallel()
+	sink, z := rig.StartSink(t), authWorld(t)
+	blocks := senderauth(z, "") + contentfilter("report_sender_id = true")
+	h := rig.New(t, filtered(sink.Addr)+blocks)
+	const warning = `warning: agent "contentfilter" reads the stamp "auth.senderid" at OnEndOfData, which no agent before it writes`
+	if out := h.MustPostern("check"); !strings.Contains(out, warning) {
+		t.Errorf("got\n%s\nwithout\n%s", out, warning)
+	}
+	h.Write(filtered(sink.Addr) + strings.Replace(blocks, "priority = 50", "priority = 35", 1))
+	if out := h.MustPostern("check"); strings.Contains(out, "reads the stamp") {
+		t.Errorf("got\n%s", out)
+	}
+	h.Start()
+	for sender, status := range map[string]string{"jane@x.example": "Pass", "jane@f.example": "Fail", "jane@z.example": "None"} {
+		c := from(h, "192.0.2.1")
+		got := passed(t, h, sink, c, fromLine(sender))
+		if !strings.Contains(strings.ReplaceAll(got.Content, "\r\n ", " "), "X-Postern-Antispam-Report: DV:1.2.0;SID:SenderIDStatus "+status+";NoModel;OrigIP:192.0.2.1\r\n") {
+			t.Errorf("%s: the next hop got\n%s", sender, got.Content)
+		}
+	}
 }
 
 // windowsProgram is the start of one for Windows.

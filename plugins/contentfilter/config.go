@@ -29,6 +29,7 @@ type Config struct {
 	RejectAt           int           `hcl:"reject_at,optional" default:"7" min:"0" max:"9" doc:"SCL from which a message is refused; 0 is never. Below delete_at."`
 	QuarantineAt       int           `hcl:"quarantine_at,optional" default:"0" min:"0" max:"9" doc:"SCL from which a message is quarantined; 0 is never. Below reject_at."`
 	Response           string        `hcl:"response,optional" default:"Message rejected due to content restrictions" doc:"Text of the refusal, up to 240 characters of ASCII."`
+	ReportSenderID     bool          `hcl:"report_sender_id,optional" default:"false" doc:"Whether the report has the result of Sender ID (token SID). The senderauth that finds it must stand before this agent, with a lower priority."`
 	MaxSize            sdk.Size      `hcl:"max_size,optional" default:"11MB" doc:"Of messages with larger bodies only the subject is looked at."`
 }
 
@@ -67,8 +68,11 @@ func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
 // register says what the events need.
 func (f *Filter) register(r *sdk.Registrar) {
 	f.safelist = newSafelist(r)
-	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(f.MaxSize), sdk.ReadsHeaders(classifier.Fields()...),
+	r.OnEndOfData(sdk.Body(sdk.Whole, sdk.Current), sdk.SkipOver(f.MaxSize), sdk.ReadsHeaders(classifier.Fields()...), sdk.ReadsHeaders("Date"),
 		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.Stamps("scl", "pcl", stampProbability)))
+	if f.ReportSenderID {
+		r.OnEndOfData(sdk.ReadsStamps(stampSenderID))
+	}
 	if !f.Learn {
 		r.Skip(sdk.OnReleased, sdk.OnFeedback)
 		return

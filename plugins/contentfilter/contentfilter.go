@@ -268,12 +268,19 @@ func reaches(scl, threshold int) bool { return threshold > 0 && scl >= threshold
 
 // report adds the header fields that tell the next hop of the rating.
 func (f *Filter) report(e *sdk.DataEvent, v sdk.Verdict, r rating) sdk.Verdict {
-	tokens := append([]string{"DV:" + version}, r.tokens...)
+	tokens := []string{"DV:" + version}
+	if token := senderID(e); token != "" {
+		tokens = append(tokens, token)
+	}
+	tokens = append(tokens, r.tokens...)
 	switch {
 	case r.pcl >= pclSuspicious:
 		tokens = append(tokens, tokenPCL+"SUSPICIOUS")
 	case r.pcl > pclNeutral:
 		tokens = append(tokens, tokenPCL+"NEUTRAL")
+	}
+	if outOfTime(e) {
+		tokens = append(tokens, tokenTime)
 	}
 	if ip := e.Session.Client; ip.IsValid() && !ip.In(f.internal) {
 		tokens = append(tokens, "OrigIP:"+ip.String())

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/posternmail/postern/sdk/agentpb"
 	"github.com/posternmail/postern/sdk/agenttest"
@@ -205,6 +206,57 @@ func TestBypassedRecipients(t *testing.T) {
 func TestOwnServerIsNoOrigin(t *testing.T) {
 	a := start(t, "", agenttest.WithHost(&agentpb.HostFacts{Name: "edge.example", InternalSmtpServers: []string{"192.0.2.0/24"}}))
 	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel")
+}
+
+// The report has the result of Sender ID where it is asked for and an earlier agent has found one.
+func TestSenderIDToken(t *testing.T) {
+	report := func(a *agenttest.Agent, result, want string) {
+		t.Helper()
+		s := a.From("192.0.2.1")
+		s.Mail("s@x.example").To("r@y.example").WantContinue()
+		s.Stamped("auth.senderid", result).Data(plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;"+want+"NoModel;OrigIP:192.0.2.1")
+	}
+	a := start(t, "report_sender_id = true")
+	for result, want := range map[string]string{
+		"pass": "Pass", "neutral": "Neutral", "softfail": "SoftFail", "fail": "Fail", "none": "None", "temperror": "TempError", "permerror": "PermError",
+	} {
+		report(a, result, "SID:SenderIDStatus "+want+";")
+	}
+	report(a, "fail;X", "") // no result
+	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel;OrigIP:192.0.2.1")
+	report(start(t, ""), "pass", "") // not asked for
+}
+
+// The report tells of mail that says it was sent at quite another time.
+func TestTimeToken(t *testing.T) {
+	a := start(t, "bypassed_senders = [\"boss@x.example\"]")
+	for name, c := range map[string]struct {
+		date  string
+		token bool
+	}{
+		"now":          {a.Now().Format(time.RFC1123Z), false},
+		"in queues":    {a.Now().Add(-23 * time.Hour).Format(time.RFC1123Z), false},
+		"old":          {a.Now().Add(-25 * time.Hour).Format(time.RFC1123Z), true},
+		"in the west":  {a.Now().Add(-10 * time.Hour).In(time.FixedZone("", -12*3600)).Format(time.RFC1123Z), false},
+		"future":       {a.Now().Add(25 * time.Hour).Format(time.RFC1123Z), true},
+		"with comment": {a.Now().Add(-48*time.Hour).Format(time.RFC1123Z) + " (CET)", true},
+		"folded":       {"\n\t" + a.Now().Add(-48*time.Hour).Format(time.RFC1123Z), true},
+		"a year 1":     {"Mon, 1 Jan 0001 00:00:00 +0000", true},
+		"nonsense":     {"yesterday", false},
+		"empty":        {"", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := "DV:1.2.0;NoModel;OrigIP:192.0.2.1"
+			if c.token {
+				want = "DV:1.2.0;NoModel;TIME:TimeBasedFeatures;OrigIP:192.0.2.1"
+			}
+			send(a, "Date: "+c.date+"\n"+plain).WantHeaderAdded("X-Postern-Antispam-Report", want).WantStamp("scl", "0")
+		})
+	}
+	s := a.From("192.0.2.1")
+	s.Mail("boss@x.example").To("r@y.example").WantContinue()
+	s.Data("Date: Mon, 2 Jan 2006 15:04:05 +0000\n"+plain).
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;SenderBypassed;TIME:TimeBasedFeatures;OrigIP:192.0.2.1")
 }
 
 // Of large messages only the subject is looked at; one just at the limit is read through.
