@@ -27,6 +27,9 @@ type cell struct {
 	size    int
 	free    bool // the agents have no sandbox
 	bundled bool // all bundled agents instead of no-op ones
+
+	blocks map[string]string // instead of what a bundled agent's block holds, by its label
+	more   string            // at the end of the configuration
 }
 
 func main() {
@@ -43,6 +46,10 @@ func main() {
 		swap    = flag.Bool("swap", false, "measure the replacing of agents under load instead")
 		real    = flag.Bool("agents", false, "measure the bundled agents, all together, instead")
 		cost    = flag.Bool("supervision", false, "measure what sandbox, ledger and supervision add instead")
+		wait    = flag.Bool("latency", false, "measure how long a message takes beside its slowest stage instead")
+		storm   = flag.Bool("storm", false, "measure memory in a storm of large messages through the bundled agents instead")
+		crowd   = flag.Int("crowd", 500, "concurrent sessions of the storm")
+		long    = flag.Duration("for", 40*time.Second, "how long the storm lasts")
 		watch   = flag.Bool("memory", false, "measure memory over 100,000 messages instead")
 	)
 	flag.Parse()
@@ -54,6 +61,12 @@ func main() {
 	}
 	if *swap {
 		exit(swapCost())
+	}
+	if *wait {
+		exit(latency())
+	}
+	if *storm {
+		exit(stormMemory(*crowd, *long))
 	}
 	load := load{messages: *n, clients: *clients, perConnection: *reuse}
 	if *real {

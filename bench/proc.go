@@ -57,13 +57,19 @@ func cpuTicks(pids []int) (ticks int64) {
 }
 
 // pssBytes is the memory of a process, with what it shares divided among those that share it.
-func pssBytes(pid int) int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+func pssBytes(pid int) int64 { return memoryLine(pid, "smaps_rollup", "Pss:") }
+
+// residentPeak is the most that a process ever had in memory, shared or not.
+func residentPeak(pid int) int64 { return memoryLine(pid, "status", "VmHWM:") }
+
+// memoryLine reads a number of kilobytes from a file of /proc/PID; 0 when the process is gone.
+func memoryLine(pid int, file, name string) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
 	if err != nil {
 		return 0
 	}
 	for _, line := range strings.Split(string(b), "\n") {
-		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+		if rest, ok := strings.CutPrefix(line, name); ok {
 			kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 			return kb << 10
 		}

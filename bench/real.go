@@ -29,8 +29,8 @@ var bundled = []struct{ label, plugin, block string }{
 	{"dkimsign", "", ""},
 }
 
-// bundledBlocks configures all bundled agents.
-func bundledBlocks() (string, error) {
+// bundledBlocks configures all bundled agents. What instead has of an agent stands in its block in place of its usual text.
+func bundledBlocks(instead map[string]string) (string, error) {
 	var b strings.Builder
 	for i, a := range bundled {
 		plugin := a.plugin
@@ -41,7 +41,11 @@ func bundledBlocks() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(&b, "agent %q {\n  plugin   = %q\n  command  = [%q]\n  priority = %d\n%s}\n", a.label, plugin, path, 10*(i+1), a.block)
+		block := a.block
+		if text, ok := instead[a.label]; ok {
+			block = text
+		}
+		fmt.Fprintf(&b, "agent %q {\n  plugin   = %q\n  command  = [%q]\n  priority = %d\n%s}\n", a.label, plugin, path, 10*(i+1), block)
 	}
 	return b.String(), nil
 }

@@ -136,7 +136,7 @@ func startPostern(dir string, c cell, sinkPort int) (*server, error) {
 	}
 	agents, err := agentBlocks(c.agents)
 	if c.bundled {
-		agents, err = bundledBlocks()
+		agents, err = bundledBlocks(c.blocks)
 	}
 	if err != nil {
 		return nil, err
@@ -168,7 +168,8 @@ agent_defaults {
     enabled = %t
   }
 }
-%s`, filepath.Join(dir, "data"), addr, sinkPort, !c.free, agents)
+%s
+%s`, filepath.Join(dir, "data"), addr, sinkPort, !c.free, agents, c.more)
 	path := filepath.Join(dir, "config.hcl")
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		return nil, err

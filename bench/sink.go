@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ type sink struct {
 	cond *sync.Cond
 	got  int
 	bad  int
+	ids  map[string]int // how often each Message-ID came; nil: nobody asks
 }
 
 func newSink() (*sink, error) {
@@ -85,7 +87,7 @@ func (s *sink) serve(c net.Conn) {
 
 // take reads one message and counts it.
 func (s *sink) take(r *bufio.Reader) error {
-	hash, sum, inBody := "", sha256.New(), false
+	hash, id, sum, inBody := "", "", sha256.New(), false
 	for {
 		line, err := r.ReadSlice('\n')
 		if err != nil {
@@ -93,7 +95,7 @@ func (s *sink) take(r *bufio.Reader) error {
 		}
 		switch {
 		case string(line) == ".\r\n":
-			s.count(inBody && hash == fmt.Sprintf("%x", sum.Sum(nil)))
+			s.count(id, inBody && hash == fmt.Sprintf("%x", sum.Sum(nil)))
 			return nil
 		case inBody:
 			sum.Write(bytes.TrimPrefix(line, []byte(".")))
@@ -103,16 +105,29 @@ func (s *sink) take(r *bufio.Reader) error {
 			if v, ok := strings.CutPrefix(string(line), "X-Body-SHA256: "); ok {
 				hash = strings.TrimSpace(v)
 			}
+			if v, ok := strings.CutPrefix(string(line), "Message-ID: "); ok {
+				id = strings.TrimSpace(v)
+			}
 		}
 	}
 }
 
-func (s *sink) count(good bool) {
+func (s *sink) count(id string, good bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.got++
+	if s.ids != nil {
+		s.ids[id]++
+	}
 	if !good {
 		s.bad++
 	}
 	s.cond.Broadcast()
+}
+
+// arrived is how often each message has come so far.
+func (s *sink) arrived() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.ids)
 }
