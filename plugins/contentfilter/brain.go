@@ -4,16 +4,14 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk/feed"
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // brain is what the filter knows beside its configuration: the model with what was learnt since, and phrases in files.
@@ -30,11 +28,8 @@ type brain struct {
 	learnt              string // folder; empty: nothing is learnt
 	goodFiles, badFiles []string
 	base                *classifier.Model // without what was learnt
-	watched             [4]watched
+	watched             [4]*match.Watch   // by kind
 }
-
-// watched files of one kind.
-type watched struct{ read, seen []fileState }
 
 // Kinds of files that are watched.
 const (
@@ -90,70 +85,29 @@ func (b *brain) takeFed() {
 	}
 }
 
-// fileState tells one version of a file from another. It is zero for a file that is not there.
-type fileState struct {
-	modified time.Time
-	size     int64
-}
-
-func statesOf(paths []string) []fileState {
-	states := make([]fileState, len(paths))
-	for i, path := range paths {
-		if info, err := os.Stat(path); err == nil {
-			states[i] = fileState{info.ModTime(), info.Size()}
-		}
-	}
-	return states
-}
-
-func (b *brain) states() [4][]fileState {
+// mark what there is as read.
+func (b *brain) mark() {
 	var learnt []string
 	if b.learnt != "" {
 		learnt = []string{b.learnt}
 	}
-	return [4][]fileState{statesOf([]string{b.modelPath}), statesOf(learnt), statesOf(b.goodFiles), statesOf(b.badFiles)}
-}
-
-// mark what there is as read.
-func (b *brain) mark() {
-	for i, s := range b.states() {
-		b.watched[i] = watched{s, s}
+	for kind, paths := range [4][]string{ofModel: {b.modelPath}, ofLearnt: learnt, ofGood: b.goodFiles, ofBad: b.badFiles} {
+		b.watched[kind] = match.NewWatch(paths...)
 	}
 }
 
-// lookEvery is how often files are looked at. A change is read at the second look that finds the same file, so
-// that one being written is not read half way.
-const lookEvery = 2 * time.Second
-
 // watch the files until stop is called.
 func (b *brain) watch(logger hclog.Logger) (stop func()) {
-	done := make(chan struct{})
-	go func() {
-		ticker := time.NewTicker(lookEvery)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-ticker.C:
-				b.look(logger)
-			}
-		}
-	}()
-	return func() { close(done) }
+	return match.LookEvery(func() { b.look(logger) })
 }
 
 // look at the files once. What is broken is said once, and the old stays.
 func (b *brain) look(logger hclog.Logger) {
 	b.takeFed()
-	for kind, states := range b.states() {
-		w := &b.watched[kind]
-		settled := slices.Equal(states, w.seen)
-		w.seen = states
-		if !settled || slices.Equal(states, w.read) {
+	for kind, w := range b.watched {
+		if !w.Changed() {
 			continue
 		}
-		w.read = states
 		if err := b.readAgain(kind, logger); err != nil {
 			logger.Error("not read again; what was read before stays in use", "error", err)
 		}

@@ -98,6 +98,7 @@ func tokens(t *testing.T, message string) *classifier.Features {
 func TestSwap(t *testing.T) {
 	dir := t.TempDir()
 	b := &brain{modelPath: filepath.Join(dir, "model"), learnt: learntFolder(dir), badFiles: []string{filepath.Join(dir, "bad")}}
+	b.mark()
 	logger := hclog.NewNullLogger()
 	looks := func() {
 		b.look(logger)

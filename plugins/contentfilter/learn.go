@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk"
@@ -99,8 +100,8 @@ func prune(folder string) error {
 }
 
 type learntFile struct {
-	path string
-	fileState
+	path     string
+	modified time.Time // zero if it has just gone
 }
 
 // learntFiles lists the examples, the oldest first.
@@ -110,8 +111,11 @@ func learntFiles(folder string) ([]learntFile, error) {
 		return nil, err
 	}
 	all := make([]learntFile, len(paths))
-	for i, s := range statesOf(paths) {
-		all[i] = learntFile{paths[i], s}
+	for i, path := range paths {
+		all[i].path = path
+		if info, err := os.Stat(path); err == nil {
+			all[i].modified = info.ModTime()
+		}
 	}
 	slices.SortFunc(all, func(a, b learntFile) int { return cmp.Or(a.modified.Compare(b.modified), cmp.Compare(a.path, b.path)) })
 	return all, nil

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/address"
@@ -113,8 +115,8 @@ func New(cfg Config, r *sdk.Registrar) (*Rules, error) {
 	}
 	slices.SortStableFunc(a.rules, func(x, y *rule) int { return cmp.Compare(x.Priority, y.Priority) })
 	a.subscribe(r)
-	if len(cfg.Databases) > 0 && !r.Validating() {
-		a.stop = geo.follow(r.Logger())
+	if !r.Validating() {
+		a.stop = match.Follow(r.Logger(), map[string]match.Followed{"databases": geo})
 	}
 	return a, nil
 }
@@ -166,6 +168,9 @@ const maxText = 240
 
 func newRule(r *sdk.Registrar, i int, c Rule) (*rule, error) {
 	out := &rule{Rule: c}
+	if strings.TrimSpace(c.Name) == "" {
+		return nil, r.At("rule", i).Errorf("it needs a name, by which the ledger knows it")
+	}
 	var err error
 	if out.when, err = compile(r, c.When, "rule", i, "when"); err != nil {
 		return nil, err
@@ -215,17 +220,28 @@ var (
 
 func checkHeaders(r *sdk.Registrar, i int, c Rule) error {
 	var errs []error
-	for name := range c.SetHeaders {
+	for name, text := range c.SetHeaders {
+		place := r.At("rule", i, "set_headers", sdk.MapKey(name))
 		if !fieldName.MatchString(name) {
-			errs = append(errs, r.At("rule", i, "set_headers", sdk.MapKey(name)).Errorf("%q is no name of a header field", name))
+			errs = append(errs, place.Errorf("%q is no name of a header field", name))
 		}
+		errs = append(errs, checkFieldText(place, text))
 	}
+	errs = append(errs, checkFieldText(r.At("rule", i, "prepend_subject"), c.PrependSubject))
 	for k, name := range c.RemoveHeaders {
 		if !fieldName.MatchString(name) {
 			errs = append(errs, r.At("rule", i, "remove_headers", k).Errorf("%q is no name of a header field", name))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkFieldText: RFC 5322 section 2.2: a line end in the text of a field would begin another field.
+func checkFieldText(place sdk.Place, text string) error {
+	if i := strings.IndexFunc(text, unicode.IsControl); i >= 0 && text[i] != '\t' {
+		return place.Errorf("%q cannot stand in a header field, which is one line", text[i])
+	}
+	return nil
 }
 
 // subscribe asks for what the rules look at, and for no more.

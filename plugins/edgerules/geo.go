@@ -9,20 +9,18 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/oschwald/maxminddb-golang/v2"
 
 	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // geography tells where a client is, by files in MaxMind's format: of countries, of autonomous systems, or of both.
 type geography struct {
 	paths []string
 	open  []atomic.Pointer[maxminddb.Reader] // by path
-	read  []fileState
-	seen  []fileState
+	watch []*match.Watch                     // by path
 }
 
 // maxDatabase is the size of a file that is taken, in octets: a file is held in memory, so that one that is written over
@@ -31,9 +29,9 @@ const maxDatabase = 512 << 20
 
 // openGeography reads the files. The error comes with the index of the path.
 func openGeography(paths []string) (*geography, int, error) {
-	g := &geography{paths: paths, open: make([]atomic.Pointer[maxminddb.Reader], len(paths)), read: statesOf(paths)}
-	g.seen = g.read
-	for i := range paths {
+	g := &geography{paths: paths, open: make([]atomic.Pointer[maxminddb.Reader], len(paths))}
+	for i, path := range paths {
+		g.watch = append(g.watch, match.NewWatch(path))
 		if err := g.load(i); err != nil {
 			return nil, i, err
 		}
@@ -98,62 +96,20 @@ func (g *geography) lookup(i int, ip netip.Addr, value any, path []any) bool {
 	return r.Found() && r.DecodePath(value, path...) == nil
 }
 
-// fileState tells one version of a file from another.
-type fileState struct {
-	modified time.Time
-	size     int64
-}
+// Empty reports whether there is no file to follow.
+func (g *geography) Empty() bool { return len(g.paths) == 0 }
 
-func statesOf(paths []string) []fileState {
-	states := make([]fileState, len(paths))
-	for i, path := range paths {
-		if info, err := os.Stat(path); err == nil {
-			states[i] = fileState{info.ModTime(), info.Size()}
-		}
-	}
-	return states
-}
-
-// lookEvery is how often the files are looked at. A change is read at the second look that finds the same file, so that
-// one being written is not read half way.
-const lookEvery = 5 * time.Second
-
-// follow the files until stop is called.
-func (g *geography) follow(logger hclog.Logger) (stop func()) {
-	done := make(chan struct{})
-	go func() {
-		ticker := time.NewTicker(lookEvery)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-ticker.C:
-				if err := g.look(); err != nil {
-					logger.Error("database not read again; the one that was read before stays in use", "error", err)
-				}
-			}
-		}
-	}()
-	return func() { close(done) }
-}
-
-// look at the files once. The error of a broken one is given once.
-func (g *geography) look() error {
-	states := statesOf(g.paths)
-	settled := slices.Equal(states, g.seen)
-	g.seen = states
-	if !settled {
-		return nil
-	}
+// Look at the files once, and read those that have changed. Of a broken one the former content stays in use, and the error
+// is given once.
+func (g *geography) Look() (changed bool, err error) {
 	var errs []error
-	for i := range g.paths {
-		if states[i] != g.read[i] {
-			g.read[i] = states[i]
+	for i, w := range g.watch {
+		if w.Changed() {
+			changed = true
 			errs = append(errs, g.load(i))
 		}
 	}
-	return errors.Join(errs...)
+	return changed, errors.Join(errs...)
 }
 
 // checkCountries wants two capital letters each (ISO 3166-1).

@@ -124,13 +124,13 @@ func TestPlacesChange(t *testing.T) {
 		}
 	}
 	replace([]byte("half of it"))
-	if err := g.look(); err != nil {
+	if _, err := g.Look(); err != nil {
 		t.Error(err) // not settled
 	}
-	if err := g.look(); err == nil || !strings.Contains(err.Error(), path) {
+	if _, err := g.Look(); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("got %v", err)
 	}
-	if err := g.look(); err != nil || g.country(ip) != "DE" {
+	if _, err := g.Look(); err != nil || g.country(ip) != "DE" {
 		t.Errorf("%v %s", err, g.country(ip))
 	}
 	fresh, err := os.ReadFile(database(t, map[string]mmdbtype.Map{"192.0.2.0/24": country("AT")}))
@@ -138,7 +138,12 @@ func TestPlacesChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	replace(fresh)
-	_, _ = g.look(), g.look()
+	if changed, err := g.Look(); changed || err != nil {
+		t.Errorf("half-way: %v %v", changed, err)
+	}
+	if changed, err := g.Look(); !changed || err != nil {
+		t.Errorf("a new database: %v %v", changed, err)
+	}
 	if got := g.country(netip.MustParseAddr("::ffff:192.0.2.1")); got != "AT" {
 		t.Errorf("it is in %s", got)
 	}

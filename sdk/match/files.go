@@ -19,16 +19,13 @@ type Files[T any] struct {
 	paths   []string
 	add     func(list *T, line string) error
 	current atomic.Pointer[T]
-
-	read, seen []fileState // of paths when they were read, and when they were last looked at
+	watch   *Watch
 }
 
 // OpenFiles reads files into one list. add is given each line that is not blank, without white space around it; CutComment
 // is there for what stands behind the entry. The error names file and line, and comes with the index of the path.
 func OpenFiles[T any](paths []string, add func(list *T, line string) error) (*Files[T], int, error) {
-	f := &Files[T]{paths: paths, add: add}
-	f.read = statesOf(paths)
-	f.seen = f.read
+	f := &Files[T]{paths: paths, add: add, watch: NewWatch(paths...)}
 	list, i, err := f.load()
 	if err != nil {
 		return nil, i, err
@@ -46,13 +43,9 @@ func (f *Files[T]) Empty() bool { return len(f.paths) == 0 }
 // Look at the files once. What has changed is read at the second look that finds the same files, so that one being written
 // is not read half way. With a mistake in one of them the list stays as it was, and the error is given once.
 func (f *Files[T]) Look() (changed bool, err error) {
-	states := statesOf(f.paths)
-	settled := slices.Equal(states, f.seen)
-	f.seen = states
-	if !settled || slices.Equal(states, f.read) {
+	if !f.watch.Changed() {
 		return false, nil
 	}
-	f.read = states
 	list, _, err := f.load()
 	if err != nil {
 		return false, err
@@ -111,6 +104,32 @@ func CutComment(line, characters string) (entry, comment string) {
 	return strings.TrimSpace(line), comment
 }
 
+// Watch tells whether files have changed since they were read. A folder changes when a file in it comes or goes.
+type Watch struct {
+	paths      []string
+	read, seen []fileState // when they were read, and when they were last looked at
+}
+
+// NewWatch takes the files as they are now for read. It is called before they are, so that no change is missed; they need
+// not be there.
+func NewWatch(paths ...string) *Watch {
+	states := statesOf(paths)
+	return &Watch{paths: paths, read: states, seen: states}
+}
+
+// Changed looks at the files once. It reports a change once, at the second look that finds the same files, so that one
+// being written is not read half way.
+func (w *Watch) Changed() bool {
+	states := statesOf(w.paths)
+	settled := slices.Equal(states, w.seen)
+	w.seen = states
+	if !settled || slices.Equal(states, w.read) {
+		return false
+	}
+	w.read = states
+	return true
+}
+
 // fileState tells one version of a file from another. It is zero for a file that is not there.
 type fileState struct {
 	modified time.Time
@@ -127,7 +146,7 @@ func statesOf(paths []string) []fileState {
 	return states
 }
 
-// Followed is a list in files: a Files of any list.
+// Followed is what is kept in files and read again when they change: a Files of any list.
 type Followed interface {
 	Look() (changed bool, err error)
 	Empty() bool
@@ -148,6 +167,12 @@ func Follow(logger hclog.Logger, lists map[string]Followed) (stop func()) {
 	if len(followed) == 0 {
 		return func() {}
 	}
+	return LookEvery(func() { lookAt(logger, followed) })
+}
+
+// LookEvery calls look every two seconds, beside whatever else goes on. The caller must call stop, once; a look may be under
+// way then.
+func LookEvery(look func()) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		ticker := time.NewTicker(lookEvery)
@@ -157,7 +182,7 @@ func Follow(logger hclog.Logger, lists map[string]Followed) (stop func()) {
 			case <-done:
 				return
 			case <-ticker.C:
-				lookAt(logger, followed)
+				look()
 			}
 		}
 	}()
