@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/posternmail/postern/internal/lack"
 	"github.com/posternmail/postern/test/rig"
 )
 
@@ -26,10 +27,7 @@ var dropped = strings.Replace(plain, `data_dir = "{dir}/data"`, fmt.Sprintf("dat
 func newDropped(t *testing.T, hcl string) *rig.Host {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root, which the host gives up")
+		lack.Of(t, "root, which the host gives up")
 	}
 	h := rig.New(t, hcl)
 	drop := filepath.Join(h.Dir, "drop")
@@ -263,7 +261,7 @@ func TestUnusableUser(t *testing.T) {
 // TestStaysRoot: a host that stays root says so, and what to do.
 func TestStaysRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can stay root")
+		lack.Of(t, "root: nobody else can stay root")
 	}
 	h := rig.Start(t, plain)
 	if want := "runs as root: host { user"; !strings.Contains(h.Log(), want) || !strings.Contains(h.MustPostern("check"), want) {

@@ -6,21 +6,17 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/posternmail/postern/internal/lack"
 )
 
-// Path of a file or folder in the corpora. Where it is absent the test is skipped and says so, but where all must run
-// (CI=true) that is a failure.
+// Path of a file or folder in the corpora. Where it is absent the test cannot run.
 func Path(t testing.TB, elem ...string) string {
 	t.Helper()
 	name := filepath.Join(elem...)
 	path := filepath.Join(filepath.Dir(root(t)), "shared", "corpora", name)
-	_, err := os.Stat(path)
-	switch {
-	case err == nil:
-	case os.Getenv("CI") == "true":
-		t.Fatalf("the corpora are not there: %v", err)
-	default:
-		t.Skipf("needs the corpora beside the repository: %v", err)
+	if _, err := os.Stat(path); err != nil {
+		lack.Of(t, "the corpora beside the repository: %v", err)
 	}
 	return path
 }

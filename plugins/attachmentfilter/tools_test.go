@@ -8,18 +8,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/posternmail/postern/internal/lack"
 )
 
-// tool is a program that packs. Without it the test is skipped, but not where CI=true.
+// tool is a program that packs.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
-	switch {
-	case err == nil:
-	case os.Getenv("CI") == "true":
-		t.Fatal(err)
-	default:
-		t.Skipf("%s is not here, so its archives were not tried", name)
+	if err != nil {
+		lack.Of(t, "%s, whose archives are tried: %v", name, err)
 	}
 	return path
 }

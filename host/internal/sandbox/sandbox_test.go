@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/posternmail/postern/internal/lack"
 )
 
 const attemptKey = "POSTERN_ATTEMPT"
@@ -311,7 +313,7 @@ func TestLimits(t *testing.T) {
 		} {
 			t.Run(a.what, func(t *testing.T) {
 				if raceEnabled && a.what == "memory" {
-					t.Skip("the race detector needs more memory than any limit here")
+					t.Skip("the race detector needs more memory than any limit here; TestMemory of the whole runs without it")
 				}
 				p := s.policy()
 				if got := s.try(t, p, a.words...); got != "succeeded" {
@@ -394,7 +396,7 @@ func TestEndsWithHost(t *testing.T) {
 // What the kernel lacks is said, or nothing starts.
 func TestRequired(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("what is lacking here is a user of its own, which only root can give; as root this runs")
+		lack.Of(t, "root: what is lacking here is a user of its own, which only root can give")
 	}
 	s := newScene(t, 0o700)
 	p := s.policy()
@@ -425,7 +427,7 @@ func TestStartFails(t *testing.T) {
 // Two agents have two users, each keeps its own, and what an earlier user left is given to it.
 func TestUsers(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root gives agents users; as root this runs")
+		lack.Of(t, "root: only root gives agents users")
 	}
 	s := newScene(t, 0o755)
 	own := s.policy()
