@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/posternmail/postern/internal/lack"
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/agenttest"
 )
@@ -21,8 +22,9 @@ func TestReadme(t *testing.T) { agenttest.CheckReadme(t, New, "README.md") }
 func TestConfig(t *testing.T) {
 	for _, c := range []struct{ config, want string }{
 		{``, ``},
-		{`engine "a" {}`, `engine[0]: engine "a" needs one of the blocks clamd, icap and command`},
-		{"engine \"a\" {\nclamd {}\ncommand {\nrun = [\"x\"]\n}\n}", `engine[0]: engine "a" needs one of the blocks clamd, icap and command`},
+		{`answers = 2`, `answers: without engine blocks there is one engine, which can give no 2 answers`},
+		{`engine "a" {}`, `engine[0]: engine "a" needs exactly one of the blocks clamd, icap and command`},
+		{"engine \"a\" {\nclamd {}\ncommand {\nrun = [\"x\"]\n}\n}", `engine[0]: engine "a" needs exactly one of the blocks clamd, icap and command`},
 		{"engine \"A B\" {\nclamd {}\n}", `engine[0]: "A B" is no name: up to 32 small letters, digits, dots and hyphens`},
 		{"engine \"a\" {\nclamd {}\n}\nengine \"a\" {\nclamd {}\n}", `engine[1]: a second engine "a"`},
 		{"engine \"a\" {\nclamd {\naddress = \"nowhere\"\n}\n}", `engine[0].clamd.address: "nowhere" is neither unix:/path nor host:port`},
@@ -457,7 +459,7 @@ func TestNoEngine(t *testing.T) {
 		for _, place := range usual {
 			if conn, err := net.Dial(place.network, place.name); err == nil {
 				conn.Close()
-				t.Skipf("there is a clamd on this machine, at %s", place.name)
+				lack.Of(t, "a machine without a clamd at %s", place.name)
 			}
 		}
 	}
@@ -487,7 +489,7 @@ func fakeClamdTCP(t *testing.T, addr string) (stop func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		t.Skipf("cannot listen at clamd's usual port: %v", err)
+		lack.Of(t, "clamd's usual port: %v", err)
 	}
 	var mu sync.Mutex
 	var conns []net.Conn

@@ -138,6 +138,9 @@ func (s *Scanner) readEngines(r *sdk.Registrar) error {
 		e := Engine{Name: foundName, Clamd: &Clamd{Transfer: "auto"}, Timeout: 30 * time.Second, MaxSize: 25 * sdk.MiB,
 			MaxConnections: 8, StaleAfter: 3 * 24 * time.Hour}
 		s.found = true
+		if s.Answers > 1 {
+			return r.At("answers").Errorf("without engine blocks there is one engine, which can give no %d answers", s.Answers)
+		}
 		s.engines = []*guarded{guard(e, newClamd(*e.Clamd, e), r)}
 		return nil
 	}
@@ -174,7 +177,7 @@ func newEngine(r *sdk.Registrar, e Engine, i int) (engine, error) {
 	}
 	switch {
 	case kinds != 1:
-		return nil, r.At("engine", i).Errorf("engine %q needs one of the blocks clamd, icap and command", e.Name)
+		return nil, r.At("engine", i).Errorf("engine %q needs exactly one of the blocks clamd, icap and command", e.Name)
 	case e.Clamd != nil:
 		if err := checkAddress(*e.Clamd); err != nil {
 			return nil, r.At("engine", i, "clamd", "address").Error(err)

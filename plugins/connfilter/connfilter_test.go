@@ -483,13 +483,15 @@ func TestMistakes(t *testing.T) {
 		config string
 		want   []string
 	}{
-		"none":     {dnsAndLists, nil},
-		"network":  {"block_list {\n networks = [\"192.0.2.1\", \"192.0.2\"]\n}", []string{`block_list.networks[1]: not an IP address, a prefix or a range: "192.0.2"`}},
-		"entry":    {"allow_list {\n entry \"x\" {}\n}", []string{`allow_list.entry[0]: not an IP address, a prefix or a range: "x"`}},
-		"expiry":   {"allow_list {\n entry \"::1\" {\n expires = \"tomorrow\"\n}\n}", []string{`allow_list.entry[0].expires: "tomorrow" is neither a date (2026-12-31) nor a time (2026-12-31T18:00:00Z)`}},
-		"expired":  {"allow_list {\n entry \"::1\" {\n expires = \"2020-01-01\"\n}\n}", []string{`warning: allow_list.entry[0].expires: this entry has expired and does nothing any more`}},
-		"file":     {fmt.Sprintf("block_list {\n files = [%q]\n}", bad), []string{`block_list.files[0]: ` + bad + `:2: "soon" is neither a date (2026-12-31) nor a time (2026-12-31T18:00:00Z)`}},
-		"no file":  {fmt.Sprintf("block_list {\n files = [%q]\n}", bad+"x"), []string{`block_list.files[0]: open ` + bad + `x: no such file or directory`}},
+		"none":    {dnsAndLists, nil},
+		"network": {"block_list {\n networks = [\"192.0.2.1\", \"192.0.2\"]\n}", []string{`block_list.networks[1]: not an IP address, a prefix or a range: "192.0.2"`}},
+		"entry":   {"allow_list {\n entry \"x\" {}\n}", []string{`allow_list.entry[0]: not an IP address, a prefix or a range: "x"`}},
+		"expiry":  {"allow_list {\n entry \"::1\" {\n expires = \"tomorrow\"\n}\n}", []string{`allow_list.entry[0].expires: "tomorrow" is neither a date (2026-12-31) nor a time (2026-12-31T18:00:00Z)`}},
+		"expired": {"allow_list {\n entry \"::1\" {\n expires = \"2020-01-01\"\n}\n}", []string{`warning: allow_list.entry[0].expires: this entry has expired and does nothing any more`}},
+		"file":    {fmt.Sprintf("block_list {\n files = [%q]\n}", bad), []string{`block_list.files[0]: ` + bad + `:2: "soon" is neither a date (2026-12-31) nor a time (2026-12-31T18:00:00Z)`}},
+		"no file": {fmt.Sprintf("block_list {\n files = [%q]\n}", bad+"x"), []string{`block_list.files[0]: open ` + bad + `x: no such file or directory`}},
+		"slips": {"block_list {\n networks = [\"192.0.2.1/24\", \"192.0.2.0/24\"]\n entry \"0.0.0.0/0\" {}\n}", []string{
+			`warning: block_list.networks[0]: bits are set behind the prefix: all of 192.0.2.0/24 is meant`, `warning: block_list.entry[0]: 0.0.0.0/0 is wider than any network of one owner`}},
 		"zone":     {`dnsbl "a b" {}`, []string{`dnsbl[0]: "a b" is no zone of a DNS list`}},
 		"code":     {"dnswl \"a.example\" {\n codes = [\"127.0.0.2\", \"10.0.0.1\"]\n}", []string{`dnswl[0].codes[1]: "10.0.0.1" is no answer of a DNS list: those are in 127.0.0.0/8`}},
 		"bitmask":  {"dnsbl \"a.example\" {\n bitmask = \"127.0.0.0\"\n}", []string{`dnsbl[0].bitmask: "127.0.0.0" has no bit in its last octet, so no answer would count`}},

@@ -111,9 +111,13 @@ const (
 	maxShare = 4 // one in so many
 )
 
+func tooWide(p netip.Prefix) bool {
+	return p.Addr().Is4() && p.Bits() < widest4 || p.Addr().Is6() && p.Bits() < widest6
+}
+
 func checkRefused(all []netip.Prefix) error {
 	for _, p := range all {
-		if p.Addr().Is4() && p.Bits() < widest4 || p.Addr().Is6() && p.Bits() < widest6 {
+		if tooWide(p) {
 			return fmt.Errorf("%s is wider than any network of one owner: a mistake", p)
 		}
 		if p.Contains(netip.IPv6Loopback()) || p.Contains(netip.AddrFrom4([4]byte{127, 0, 0, 1})) {

@@ -68,6 +68,7 @@ func openList(r *sdk.Registrar, name string, config *List) (*list, error) {
 		if err := l.fixed.put(text, entry{}); err != nil {
 			return nil, r.At(name, "networks", i).Error(err)
 		}
+		warnOfSlips(r.At(name, "networks", i), text)
 	}
 	for i, e := range config.Entries {
 		if err := l.add(r, i, e); err != nil {
@@ -91,10 +92,25 @@ func (l *list) add(r *sdk.Registrar, i int, config Entry) error {
 	if err := l.fixed.put(config.Network, e); err != nil {
 		return r.At(l.name, "entry", i).Error(err)
 	}
+	warnOfSlips(r.At(l.name, "entry", i), config.Network)
 	if e.over(time.Now()) {
 		r.At(l.name, "entry", i, "expires").Warn("this entry has expired and does nothing any more")
 	}
 	return nil
+}
+
+// warnOfSlips of what is understood, but may not be what was meant.
+func warnOfSlips(place sdk.Place, network string) {
+	p, err := netip.ParsePrefix(network)
+	if err != nil {
+		return // an address or a range, which are neither
+	}
+	if p != p.Masked() {
+		place.Warn("bits are set behind the prefix: all of " + p.Masked().String() + " is meant")
+	}
+	if tooWide(p) {
+		place.Warn(p.String() + " is wider than any network of one owner")
+	}
 }
 
 // find the entry in force that holds ip.

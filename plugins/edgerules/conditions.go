@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -71,6 +72,9 @@ func compile(r *sdk.Registrar, cfg *Conditions, at ...any) (conditions, error) {
 	if cfg == nil {
 		return c, nil
 	}
+	if err := checkWords(r, cfg, at); err != nil {
+		return c, err
+	}
 	c.addresses(cfg)
 	c.texts(cfg)
 	c.numbers(cfg)
@@ -79,6 +83,33 @@ func compile(r *sdk.Registrar, cfg *Conditions, at ...any) (conditions, error) {
 		return c, r.At(at...).Errorf("it has no condition")
 	}
 	return c, err
+}
+
+// checkWords: a condition that never holds is a mistake, and as an exception it would be one that nobody notices.
+func checkWords(r *sdk.Registrar, cfg *Conditions, at []any) error {
+	place := func(more ...any) sdk.Place { return r.At(slices.Concat(at, more)...) }
+	var errs []error
+	empty := func(words []string, more ...any) {
+		if i := slices.Index(words, ""); i >= 0 {
+			errs = append(errs, place(append(more, i)...).Errorf("an empty word is in no text"))
+		}
+	}
+	empty(cfg.FromContains, "from_contains")
+	empty(cfg.RecipientContains, "recipient_contains")
+	empty(cfg.SubjectContains, "subject_contains")
+	empty(cfg.SubjectBodyContains, "subject_or_body_contains")
+	for i, h := range cfg.Headers {
+		empty(h.Contains, "header", i, "contains")
+		if !fieldName.MatchString(h.Name) {
+			errs = append(errs, place("header", i).Errorf("%q is no name of a header field", h.Name))
+		}
+	}
+	for i, s := range cfg.Stamps {
+		if strings.TrimSpace(s.Name) == "" {
+			errs = append(errs, place("stamp", i).Errorf("%q is no name of a stamp", s.Name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (c *conditions) addresses(cfg *Conditions) {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/posternmail/postern/sdk"
@@ -14,7 +16,7 @@ import (
 // Config is the agent's configuration. Empty, nothing is journaled.
 type Config struct {
 	Mailbox    *address.Mailbox `hcl:"mailbox,optional" doc:"Journal mailbox of the rules that name none."`
-	Alternate  *address.Mailbox `hcl:"alternate_mailbox,optional" doc:"Takes the reports for a journal mailbox while that cannot be delivered to. Mail to it is never journaled."`
+	Alternate  *address.Mailbox `hcl:"alternate_mailbox,optional" doc:"Takes the reports for a journal mailbox while that cannot be delivered to, and those that it has refused. Mail to it is never journaled."`
 	Sender     *address.Mailbox `hcl:"sender,optional" doc:"Address in From of a report; postmaster at the host's name if left out. The envelope sender is null."`
 	Recipients int              `hcl:"recipients_per_report,optional" default:"1000" min:"1" max:"10000" doc:"A message with more recipients makes several reports, numbered i of n."`
 	Manifest   time.Duration    `hcl:"manifest_every,optional" default:"24h" min:"1m" max:"168h" doc:"How often a manifest goes to each journal mailbox: a list of the sets of reports since the last one, so that whole sets can be missed."`
@@ -48,7 +50,13 @@ func New(cfg Config, r *sdk.Registrar) (*Journal, error) {
 		j.from = *cfg.Sender
 	}
 	var errs []error
+	if cfg.Key != "" && len(cfg.Key) < minKey {
+		r.At("key").Warn("a key of less than " + strconv.Itoa(minKey) + " octets can be guessed")
+	}
 	for i, rc := range cfg.Rules {
+		if slices.ContainsFunc(cfg.Rules[:i], func(other Rule) bool { return other.Name == rc.Name }) {
+			errs = append(errs, r.At("rule", i).Errorf("a second rule %q", rc.Name))
+		}
 		errs = append(errs, j.addRule(r, i, rc))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -66,6 +74,9 @@ func New(cfg Config, r *sdk.Registrar) (*Journal, error) {
 	j.subscribe(r)
 	return j, nil
 }
+
+// minKey is the length of a key that cannot be tried out, in octets.
+const minKey = 8
 
 // maxSets of a manifest period; more push the oldest out.
 const maxSets = 10_000_000

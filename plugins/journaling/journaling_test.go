@@ -297,7 +297,9 @@ func TestEmptyDoesNothing(t *testing.T) {
 
 func TestMistakes(t *testing.T) {
 	for config, want := range map[string]string{
-		`rule "a" {}`: "rule[0]: no journal mailbox",
+		`rule "a" {}`:                 "rule[0]: no journal mailbox",
+		everything + `key = "secret"`: "warning: key: a key of less than 8 octets can be guessed",
+		everything + "rule \"twice\" {}\nrule \"twice\" {}":                "rule[2]: a second rule \"twice\"",
 		everything + `alternate_mailbox = "journal@archive.example"`:       "alternate_mailbox: it is a journal mailbox itself",
 		"mailbox = \"j@y.example\"\nrule \"a\" {\nsenders = [\"x@@y\"]\n}": "rule[0].senders[0]",
 	} {
@@ -314,7 +316,7 @@ func TestReadme(t *testing.T) { agenttest.CheckReadme(t, New, "README.md") }
 // archived runs the agent and stores all it sends: the reports of a message to five recipients, two each, of
 // another one, and the manifest.
 func archived(t *testing.T) []string {
-	a := agenttest.Start(t, New, everything+"recipients_per_report = 2\nkey = \"a key\"", withInfo)
+	a := agenttest.Start(t, New, everything+"recipients_per_report = 2\nkey = \"a secret key\"", withInfo)
 	_, all := sent(a.From("192.0.2.1"), "s@x.example", "a@y.example b@y.example c@y.example d@y.example e@y.example", message)
 	_, more := sent(a.From("192.0.2.1"), "s@x.example", "a@y.example", "Subject: x\n\nno line end")
 	all = append(all, more...)
@@ -373,7 +375,7 @@ func TestVerify(t *testing.T) {
 
 func runVerify(t *testing.T, path string) (string, error) {
 	t.Helper()
-	a := &archive{key: "a key", sets: map[string]*found{}}
+	a := &archive{key: "a secret key", sets: map[string]*found{}}
 	if err := a.read(context.Background(), path); err != nil {
 		t.Fatal(err)
 	}
