@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -125,6 +124,8 @@ func (t *transport) process(taking, delivering context.Context, item *queue.Item
 		return fmt.Errorf("categorizing: %w", err)
 	case result.Item == nil:
 		return t.queue.Replace(item, result.Children...)
+	case item.Origin == queue.OriginRefused && !item.Routed && result.Item.Routed: // no agent has sent it elsewhere
+		return t.park(result.Item, "", result.Children...)
 	case straight(result) && t.queue.Advance(item.ID, result.Item.Hop):
 		return t.deliver(delivering, result.Item)
 	}
@@ -156,12 +157,7 @@ func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
 		t.giveUp(item)
 	}
 	if item.Durable && failed(item) {
-		t.tellFailed(item)
-		if err := t.park(item, "a next hop refuses it: "); err != nil {
-			return err
-		}
-		t.track(item, slices.DeleteFunc(results, func(r delivery.Result) bool { return r.State == envelope.Pending || r.State == envelope.Failed }), nil)
-		return nil
+		return t.keepFailed(item, results)
 	}
 	reports := t.reports(item, now)
 	settle(item)
@@ -169,40 +165,6 @@ func (t *transport) deliver(ctx context.Context, item *queue.Item) error {
 		return fmt.Errorf("recording the delivery: %w", err)
 	}
 	t.track(item, results, reports)
-	return nil
-}
-
-// tellFailed raises OnFailed for recipients of what is about to be parked. The ledger has it as parked, not as failed.
-func (t *transport) tellFailed(item *queue.Item) {
-	args := &agentpb.DeliveryArguments{}
-	args.Connector, _ = delivery.SplitHop(item.Hop)
-	for _, r := range item.Mail.Recipients {
-		if r.State == envelope.Failed && !r.Reported || r.State == envelope.Pending && t.expired(item) {
-			args.Results = append(args.Results, &agentpb.DeliveryResult{Index: uint32(r.Index), Reply: protoReply(r.Reply)})
-		}
-	}
-	t.tell(item, agentpb.EventKind_EVENT_KIND_FAILED, args)
-}
-
-func failed(item *queue.Item) bool {
-	return slices.ContainsFunc(item.Mail.Recipients, func(r *envelope.Recipient) bool {
-		return r.State == envelope.Failed && !r.Reported
-	})
-}
-
-// park keeps what must not vanish for an operator.
-func (t *transport) park(item *queue.Item, why string) error {
-	for _, r := range item.Mail.Recipients {
-		if r.State == envelope.Failed {
-			r.State = envelope.Pending // it is tried again when the operator resumes it
-			item.LastError = r.Reply.String()
-		}
-	}
-	item.State, item.Reason = queue.Parked, why+item.LastError
-	if err := t.queue.Record(item); err != nil {
-		return fmt.Errorf("parking: %w", err)
-	}
-	t.ledger.Write(t.line(tracking.Poison, item))
 	return nil
 }
 
@@ -234,12 +196,11 @@ func (t *transport) expired(item *queue.Item) bool {
 	return item.Expires.Before(now.Add(-t.calendar.look(now))) && !t.calendar.untried(item.Next)
 }
 
-// expire ends an item whose time is over: its pending recipients have failed. What must not vanish is parked.
+// expire ends an item whose time is over: its pending recipients have failed. What must not vanish is kept.
 func (t *transport) expire(item *queue.Item) error {
 	now := t.now()
 	if item.Durable {
-		t.tellFailed(item)
-		return t.park(item, "expired: ")
+		return t.keepExpired(item)
 	}
 	before := pending(item)
 	t.giveUp(item)

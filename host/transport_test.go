@@ -407,6 +407,75 @@ func TestDurableDeliveredInPart(t *testing.T) {
 	}
 }
 
+// What a next hop refuses of a durable message comes to OnRouted once more, in an item that is the same each time; if no agent sends it
+// elsewhere it is parked without another attempt.
+func TestDurableComesToAgentsOnceMore(t *testing.T) {
+	var attempts atomic.Int32
+	next := hop(t, func(line string) string {
+		if !strings.HasPrefix(line, "RCPT TO:<c@") {
+			return ""
+		}
+		attempts.Add(1)
+		return "550 5.1.1 nobody"
+	})
+	judge := &scripted{kinds: []agentpb.EventKind{agentpb.EventKind_EVENT_KIND_ROUTED}, answer: continues}
+	r := newRight(t, judge, over(next))
+	item := r.message("b@ours.test", "c@ours.test")
+	item.Durable = true
+	r.commit(item)
+	r.eventually("the message to be parked", r.in(queue.Parked))
+	left, err := r.queue.Load(r.queue.Entries(nil)[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left.ID != queue.ChildID(item, "refused", 1) || left.Parent != item.ID || left.Origin != queue.OriginRefused ||
+		len(left.Mail.Recipients) != 1 || left.Reason != "a next hop refuses it: 550 5.1.1 nobody" {
+		t.Errorf("parked %+v", left)
+	}
+	for try := range 2 {
+		if n := attempts.Load(); n != int32(try+1) {
+			t.Errorf("%d attempts, want %d", n, try+1)
+		}
+		if try > 0 {
+			break
+		}
+		if err := r.queue.Resume(left.ID); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("another attempt", func() bool { return attempts.Load() > 1 })
+		r.eventually("the message to be parked again", r.in(queue.Parked))
+	}
+	r.stop()
+	if judge.asked != 2 {
+		t.Errorf("the agent was asked %d times", judge.asked)
+	}
+	if failed, sent := r.ledger.of(tracking.Fail), r.ledger.of(tracking.Send); len(failed) != 0 || len(sent) != 1 || sent[0].Recipients[0].Address != "b@ours.test" {
+		t.Errorf("failed %+v, sent %+v", failed, sent)
+	}
+}
+
+// So does a durable message whose time is over. It has the full time again.
+func TestDurableThatExpiresComesToAgentsOnceMore(t *testing.T) {
+	judge := &scripted{kinds: []agentpb.EventKind{agentpb.EventKind_EVENT_KIND_ROUTED}, answer: continues}
+	r := newRight(t, judge, nil)
+	r.clock(time.Now())
+	item := r.message("c@ours.test")
+	item.Durable, item.Routed, item.Hop, item.Next, item.Expires = true, true, "out/ours.test", time.Now(), time.Now().Add(-time.Second)
+	r.commit(item)
+	r.eventually("the message to be parked", r.in(queue.Parked))
+	left, err := r.queue.Load(r.queue.Entries(nil)[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left.Reason != "expired: 550 5.4.7 Delivery time expired" || left.Mail.Recipients[0].State != envelope.Pending || time.Until(left.Expires) < time.Hour {
+		t.Errorf("parked %+v", left)
+	}
+	if judge.mu.Lock(); judge.asked != 1 {
+		t.Errorf("the agent was asked %d times", judge.asked)
+	}
+	judge.mu.Unlock()
+}
+
 // A delivery under way when the host ends is finished: one cut off at its final dot would be made twice.
 func TestStopFinishesDeliveries(t *testing.T) {
 	dot, reply := make(chan struct{}), make(chan struct{})

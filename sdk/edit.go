@@ -145,7 +145,8 @@ type Spawn struct {
 	IncludeOriginal bool
 	// After the original.
 	After []byte
-	// Durable never expires silently; a failure is parked for the operator.
+	// Durable never expires silently: what fails comes to OnRouted once more, and is parked for the operator if no agent
+	// sends it elsewhere.
 	Durable bool
 }
 

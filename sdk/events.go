@@ -291,7 +291,7 @@ type RoutingEvent struct {
 	Copy      int    // number of this copy of the message, from 1
 	Copies    int    // of the message in all
 	Processed int    // how often the message was processed, from 1
-	Origin    string // "smtp", "dsn", "spawn", "release" or "replay"
+	Origin    string // "smtp", "dsn", "spawn", "release", "replay", or "refused" at OnRouted: durable, and parked if no agent sends it elsewhere
 	Item      string // id in the queue
 }
 

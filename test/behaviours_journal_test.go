@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -13,7 +15,7 @@ import (
 
 func journaling(config string) string {
 	return "agent \"journaling\" {\n  priority = 70\n  when {\n    traffic = [\"external\", \"outbound\", \"internal\"]\n  }\n  config {\n" +
-		"    mailbox = \"journal@archive.example\"\n    key     = \"a key\"\n" + config + "\n  }\n}\n"
+		"    mailbox = \"journal@archive.example\"\n    key     = \"a secret key\"\n" + config + "\n  }\n}\n"
 }
 
 // scheduled waits for the first turn of an agent's schedule, so that the next one comes when a test asks for it.
@@ -274,61 +276,159 @@ func TestJournalingDeferred(t *testing.T) {
 	}
 }
 
-// TestJournalingAlternate: a report that is refused is kept for the operator, later ones go to the alternate mailbox until the
-// journal mailbox takes mail again.
-func TestJournalingAlternate(t *testing.T) {
-	var refuses atomic.Bool
-	refuses.Store(true)
-	archive := nextHop(t, func(line string) string {
-		if refuses.Load() && strings.Contains(line, "<journal@") {
-			return "550 5.2.2 mailbox full"
-		}
-		return "250 2.1.5 taken"
-	})
+// refusedJournal starts a host whose journal mailboxes are at a next hop that answers RCPT with what rcpt says; all else goes to the sink.
+func refusedJournal(t *testing.T, alternate string, rcpt func(line string) string) (*rig.Host, *rig.Sink) {
+	t.Helper()
 	sink := rig.StartSink(t)
 	h := rig.Start(t, internal(sink.Addr)+fmt.Sprintf(`
 send_connector "archive" {
   address_spaces = ["archive.example"]
   smart_hosts    = [%q]
 }
-`, archive)+journaling("    alternate_mailbox = \"spare@archive.example\"\n    rule \"all\" {}"))
+`, nextHop(t, rcpt))+journaling("    alternate_mailbox = \""+alternate+"\"\n    rule \"all\" {}"))
 	scheduled(h, "journaling")
-	sentTo := func(address string) (n int) {
-		for _, r := range ledger(h, "") {
-			if r.Event != "SEND" {
-				continue
-			}
-			for _, to := range r.Recipients {
-				if to.Address == address {
-					n++
-				}
-			}
+	return h, sink
+}
+
+// mailboxFull is what a next hop says that takes no report.
+const mailboxFull = "550 5.2.2 mailbox full"
+
+// TestJournalingAlternate: a report that is refused for good goes to the alternate mailbox by itself, and later ones straight there, until the
+// journal mailbox takes mail again.
+func TestJournalingAlternate(t *testing.T) {
+	t.Parallel()
+	var refuses atomic.Bool
+	var asked atomic.Int32
+	refuses.Store(true)
+	h, sink := refusedJournal(t, "spare@vault.example", func(string) string {
+		asked.Add(1)
+		if refuses.Load() {
+			return mailboxFull
 		}
-		return n
-	}
-	send := func() {
-		reported(t, h, sink, "192.0.2.1", "a@sender.example", []string{"b@example.org"}, helloMessage, 0)
-	}
-	send()
-	h.WaitFor("the refused report to be parked", func() bool { return len(queued(h, "--state", "parked")) == 1 })
-	parked := queued(h, "--state", "parked")[0]
-	if !strings.Contains(parked.Reason, "a next hop refuses it: 550 5.2.2 mailbox full") {
-		t.Errorf("parked %+v", parked)
-	}
-	h.WaitFor("the agent to know", func() bool {
-		rows, _ := h.Postern("table", "list", "journaling/unreachable")
-		return strings.Contains(rows, "journal@archive.example")
+		return "250 2.1.5 taken"
 	})
-	send()
-	h.WaitFor("a report at the alternate mailbox", func() bool { return sentTo("spare@archive.example") == 1 })
+	send := func(reports int) []rig.Received {
+		_, got := reported(t, h, sink, "192.0.2.1", "a@sender.example", []string{"b@example.org"}, helloMessage, reports)
+		return got
+	}
+	first := send(1)[0]
+	if recipientsOf(first)[0] != "spare@vault.example" {
+		t.Fatalf("the report went to %v", recipientsOf(first))
+	}
+	sets := h.MustPostern("table", "list", "journaling/sets", "--json")
+	set := regexp.MustCompile(`Postern-Journal-Set: (\S+)\r\n`).FindStringSubmatch(first.Content)
+	if set == nil || !strings.Contains(sets, set[1]) {
+		t.Errorf("the sets are %s; the report is\n%s", sets, first.Content)
+	}
+	waitEmpty(h)
+	if got := events(h, "POISON"); len(got) != 0 {
+		t.Errorf("parked: %v", got)
+	}
+	if got := events(h, "FAIL"); len(got) != 0 {
+		t.Errorf("failed: %v", got)
+	}
+	deferred := events(h, "DEFER")
+	if len(deferred) != 1 || !strings.Contains(deferred[0].Reason, "a next hop refuses it: "+mailboxFull) || deferred[0].Recipients[0].Address != "journal@archive.example" {
+		t.Errorf("deferred: %+v", deferred)
+	}
+	if got := send(1); recipientsOf(got[0])[0] != "spare@vault.example" || asked.Load() != 1 {
+		t.Errorf("the second report went to %v, after the next hop was asked %d times", recipientsOf(got[0]), asked.Load())
+	}
+	refuses.Store(false)
+	h.MustPostern("table", "delete", "journaling/unreachable", "journal@archive.example")
+	send(0)
+	h.WaitFor("the third report at the journal mailbox", func() bool { return asked.Load() == 2 })
+	waitEmpty(h)
+	if n := len(journals(sink)); n != 2 {
+		t.Errorf("%d reports at the alternate mailbox", n)
+	}
+}
+
+// events of a kind in the ledger.
+func events(h *rig.Host, kind string) (out []record) {
+	for _, r := range ledger(h, "") {
+		if r.Event == kind {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// TestJournalingBothRefuse: what the alternate mailbox refuses, too, is kept for the operator, who may try again.
+func TestJournalingBothRefuse(t *testing.T) {
+	t.Parallel()
+	var refuses atomic.Bool
+	var lines sync.Map
+	refuses.Store(true)
+	h, sink := refusedJournal(t, "spare@archive.example", func(line string) string {
+		n, _ := lines.LoadOrStore(strings.TrimSpace(strings.ToLower(line)), new(atomic.Int32))
+		n.(*atomic.Int32).Add(1)
+		if refuses.Load() {
+			return mailboxFull
+		}
+		return "250 2.1.5 taken"
+	})
+	asked := func(mailbox string) (count int32) {
+		lines.Range(func(line, n any) bool {
+			if strings.Contains(line.(string), mailbox) {
+				count += n.(*atomic.Int32).Load()
+			}
+			return true
+		})
+		return count
+	}
+	reported(t, h, sink, "192.0.2.1", "a@sender.example", []string{"b@example.org"}, helloMessage, 0)
+	h.WaitFor("the report to be parked", func() bool { return len(queued(h, "--state", "parked")) == 1 })
+	parked := queued(h, "--state", "parked")[0]
+	if !strings.Contains(parked.Reason, "a next hop refuses it: "+mailboxFull) || asked("journal@") != 1 || asked("spare@") != 1 {
+		t.Errorf("parked %+v after %d and %d attempts", parked, asked("journal@"), asked("spare@"))
+	}
+	h.MustPostern("queue", "resume", parked.ID)
+	h.WaitFor("the second attempt", func() bool { return asked("spare@") == 2 })
+	h.WaitFor("the report to be parked again", func() bool { return len(queued(h, "--state", "parked")) == 1 })
 	refuses.Store(false)
 	h.MustPostern("queue", "resume", parked.ID)
-	h.WaitFor("the parked report at its mailbox", func() bool { return sentTo("journal@archive.example") == 1 })
-	h.WaitFor("the agent to know that it works again", func() bool {
-		rows, _ := h.Postern("table", "list", "journaling/unreachable")
-		return !strings.Contains(rows, "journal@archive.example")
-	})
-	send()
-	h.WaitFor("the next report at the journal mailbox", func() bool { return sentTo("journal@archive.example") == 2 })
 	waitEmpty(h)
+	if asked("journal@") != 1 || asked("spare@") != 3 {
+		t.Errorf("%d and %d attempts", asked("journal@"), asked("spare@"))
+	}
+}
+
+// TestJournalingAlternateCrash kills the host when the journal mailbox refuses a report, and again when the alternate one is about to get it: it
+// arrives there once.
+func TestJournalingAlternateCrash(t *testing.T) {
+	t.Parallel()
+	stop, killed := make(chan string), make(chan struct{})
+	var once [2]sync.Once
+	h, sink := refusedJournal(t, "spare@archive.example", func(line string) string {
+		if strings.Contains(line, "<journal@") {
+			once[0].Do(func() { stop <- "refused"; <-killed })
+			return mailboxFull
+		}
+		once[1].Do(func() { stop <- "elsewhere"; <-killed })
+		return "250 2.1.5 taken"
+	})
+	c := from(h, "192.0.2.1")
+	accepted(t, c, "a@sender.example", "b@example.org", helloMessage)
+	for _, want := range []string{"refused", "elsewhere"} {
+		if got := <-stop; got != want {
+			t.Fatalf("the host was at %q, not at %q", got, want)
+		}
+		h.Kill()
+		killed <- struct{}{}
+		h.Start()
+	}
+	waitEmpty(h)
+	var sent []record
+	for _, r := range events(h, "SEND") {
+		if strings.HasSuffix(r.Recipients[0].Address, "@archive.example") {
+			sent = append(sent, r)
+		}
+	}
+	if len(sent) != 1 || len(sent[0].Recipients) != 1 || sent[0].Recipients[0].Address != "spare@archive.example" {
+		t.Errorf("sent %+v", sent)
+	}
+	if n := others(sink); n < 1 {
+		t.Errorf("the message itself arrived %d times", n)
+	}
 }

@@ -121,10 +121,15 @@ func (j *Journal) unreported(e *sdk.RoutingEvent, to address.Mailbox) []sdk.Enve
 // isReport reports whether a message is a report or manifest of ours: only an agent on this host can make one, and
 // only ours names a set.
 func isReport(e *sdk.RoutingEvent) bool {
-	return e.Origin == "spawn" && e.Sender.IsNull() && (e.Headers.Has(setField) || e.Headers.Has(manifestField))
+	return (e.Origin == "spawn" || wasRefused(e)) && e.Sender.IsNull() && (e.Headers.Has(setField) || e.Headers.Has(manifestField))
 }
 
-// redirect sends a report to the alternate mailbox while its own one cannot be delivered to.
+// wasRefused reports whether the message was refused for good, or its time was over. Only what agents have made durable
+// comes again then.
+func wasRefused(e *sdk.RoutingEvent) bool { return e.Origin == "refused" }
+
+// redirect sends a report to the alternate mailbox while its own one cannot be delivered to, and when that has refused
+// it.
 func (j *Journal) redirect(e *sdk.RoutingEvent) sdk.Verdict {
 	v := sdk.Continue()
 	if j.Alternate == nil {
@@ -134,7 +139,7 @@ func (j *Journal) redirect(e *sdk.RoutingEvent) sdk.Verdict {
 		if r.Key() == j.Alternate.Key() || !j.own[r.Key()] {
 			continue
 		}
-		if _, down := j.down.RowFor(e, r); down {
+		if _, down := j.down.RowFor(e, r); down || wasRefused(e) {
 			v = v.Edit(sdk.RewriteRecipient(r, *j.Alternate)).Because("alternate-mailbox", r.String()).Count("alternate", 1)
 		}
 	}

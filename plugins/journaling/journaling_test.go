@@ -276,6 +276,18 @@ func TestAlternate(t *testing.T) {
 			t.Errorf("%s: the report goes to %q, want %q", s.name, got, s.want)
 		}
 	}
+	for to, want := range map[string]string{"journal@archive.example": "spare@archive.example", "spare@archive.example": ""} {
+		s := a.From("192.0.2.1")
+		s.Mail("").To(to)
+		s.Data("Subject: x\nPostern-Journal-Set: 1\n\n")
+		got := ""
+		for _, e := range s.Raise(sdk.OnRouted, routing("refused")).Answer().GetEdits() {
+			got = string(e.GetRewriteRecipient().GetAddress())
+		}
+		if got != want {
+			t.Errorf("a report that %s has refused goes to %q, want %q", to, got, want)
+		}
+	}
 	if o, _ := sent(a.From("192.0.2.1"), "s@x.example", "spare@archive.example", "Subject: x\n\n"); len(o.Answer().GetSpawns()) != 0 {
 		t.Error("mail to the alternate mailbox is journaled")
 	}

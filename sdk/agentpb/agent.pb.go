@@ -4972,7 +4972,8 @@ type RoutingArguments struct {
 	Copies uint32 `protobuf:"varint,2,opt,name=copies,proto3" json:"copies,omitempty"`
 	// attempt of the categorizer at this item, from 1.
 	Attempt uint32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	// origin: "smtp", "dsn", "spawn", "release" or "replay".
+	// origin: "smtp", "dsn", "spawn", "release", "replay", or "refused" at OnRouted: a durable message that a next hop has
+	// refused, or whose time is over, comes once more, and is parked if no agent sends it elsewhere.
 	Origin string `protobuf:"bytes,4,opt,name=origin,proto3" json:"origin,omitempty"`
 	// item id in the queue.
 	Item          string `protobuf:"bytes,5,opt,name=item,proto3" json:"item,omitempty"`

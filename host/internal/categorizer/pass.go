@@ -67,10 +67,14 @@ func (p *pass) run() {
 }
 
 // steps from OnSubmitted to OnCategorized. An item that has been through them, and comes again because its send
-// connector is gone, holds the agents' edits already: it only gets a new way.
+// connector is gone, holds the agents' edits already: it only gets a new way. So does what was refused, about which
+// agents are asked where else it may go.
 func (p *pass) steps() []func([]part) []part {
 	if p.item.Routed {
 		return []func([]part) []part{p.route, p.splitRouted}
+	}
+	if p.item.Origin == queue.OriginRefused {
+		return []func([]part) []part{p.resolve, p.route, p.event(agentpb.EventKind_EVENT_KIND_ROUTED), p.split}
 	}
 	return []func([]part) []part{
 		p.missed,

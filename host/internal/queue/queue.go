@@ -40,6 +40,7 @@ const (
 	OriginDSN     = "dsn"
 	OriginSpawn   = "spawn"
 	OriginRelease = "release"
+	OriginRefused = "refused" // durable, refused or expired: agents may send it elsewhere before it is parked
 )
 
 // Item is one envelope copy of a message.
