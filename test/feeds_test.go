@@ -1,7 +1,6 @@
 package test
 
 import (
-	"crypto/rand"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -16,11 +15,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"aead.dev/minisign"
 
-	"github.com/posternmail/postern/sdk/feed"
+	"github.com/posternmail/postern/internal/feedtest"
 	"github.com/posternmail/postern/test/rig"
 )
 
@@ -34,30 +32,14 @@ type publisher struct {
 
 func newPublisher(t *testing.T) publisher {
 	t.Helper()
-	public, secret, err := minisign.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	public, secret := feedtest.Keys(t)
 	return publisher{t, socketDir(t), public.String(), secret}
 }
 
 // pack a bundle of kinds and contents in turn.
 func (p publisher) pack(name string, serial uint64, files ...string) (archive, signature []byte) {
 	p.t.Helper()
-	m := feed.Manifest{Name: name, Serial: serial, Created: time.Now()}
-	var contents []feed.Content
-	for i := 0; i < len(files); i += 2 {
-		contents = append(contents, feed.Content{Name: fmt.Sprintf("%d.txt", i/2), Kind: files[i], Octets: []byte(files[i+1])})
-	}
-	archive, err := feed.Pack(m, contents)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	signature, err = feed.Sign(archive, p.secret, m)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return archive, signature
+	return feedtest.Pack(p.t, p.secret, name, serial, files...)
 }
 
 // put files into the folder.

@@ -1,47 +1,17 @@
 package main
 
 import (
-	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
-	"aead.dev/minisign"
-
-	"github.com/posternmail/postern/sdk/feed"
+	"github.com/posternmail/postern/internal/feedtest"
 )
 
-// bundle of files: kind and content in turn.
-func bundle(t *testing.T, files ...string) *feed.Bundle {
-	t.Helper()
-	public, secret, err := minisign.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := feed.Manifest{Name: "lists", Serial: 1, Created: time.Now()}
-	var contents []feed.Content
-	for i := 0; i < len(files); i += 2 {
-		contents = append(contents, feed.Content{Name: fmt.Sprintf("%d.txt", i/2), Kind: files[i], Octets: []byte(files[i+1])})
-	}
-	archive, err := feed.Pack(m, contents)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signature, err := feed.Sign(archive, secret, m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := feed.Verify(archive, signature, []feed.Key{{PublicKey: public}}, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
 func TestBuildLists(t *testing.T) {
-	l, err := buildLists(bundle(t,
+	l, err := buildLists(feedtest.Bundle(t,
 		kindAllow, "192.0.2.1 # a friend\n", kindBlock, "# comment\n\n192.0.2.0/24 expires=2026-06-30 ; spam\n2001:db8::/32\n",
 		kindReputation, "198.51.100.0/24 5 # not good\n198.51.100.7 9\n198.51.100.7 8\n198.51.100.8 1\n", "model", "of another agent"))
 	if err != nil {
@@ -89,13 +59,13 @@ func TestBuildListsRefuses(t *testing.T) {
 		{kindReputation, "192.0.2.1 10\n", "a network and its level"},
 		{kindAllow, "192.0.2.1 maybe\n", "is not understood"},
 	} {
-		if _, err := buildLists(bundle(t, c.kind, c.list)); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := buildLists(feedtest.Bundle(t, c.kind, c.list)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s %.20q: %v, want ... %s ...", c.kind, c.list, err, c.want)
 		}
 	}
 	half := strings.Replace(quarter.String(), "66.0.0.0/8\n", "", 1)
 	half = strings.Join(strings.Split(half, "\n")[:80], "\n")
-	if _, err := buildLists(bundle(t, kindBlock, half)); err != nil {
+	if _, err := buildLists(feedtest.Bundle(t, kindBlock, half)); err != nil {
 		t.Errorf("forty networks of which some hold others: %v", err)
 	}
 }

@@ -3,44 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
-	"aead.dev/minisign"
-
+	"github.com/posternmail/postern/internal/feedtest"
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
-	"github.com/posternmail/postern/sdk/feed"
 )
-
-// bundle of files: kind and content in turn.
-func bundle(t *testing.T, files ...string) *feed.Bundle {
-	t.Helper()
-	public, secret, err := minisign.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := feed.Manifest{Name: "filter", Serial: 1, Created: time.Now()}
-	var contents []feed.Content
-	for i := 0; i < len(files); i += 2 {
-		contents = append(contents, feed.Content{Name: fmt.Sprintf("%d", i/2), Kind: files[i], Octets: []byte(files[i+1])})
-	}
-	archive, err := feed.Pack(m, contents)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signature, err := feed.Sign(archive, secret, m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := feed.Verify(archive, signature, []feed.Key{{PublicKey: public}}, 32<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
 
 // mailOf so many messages about a thing, as a mbox.
 func mailOf(thing string, n int) string {
@@ -79,7 +49,7 @@ func modelOf(t *testing.T, spam, ham string) string {
 func TestBuildKnowledge(t *testing.T) {
 	spam, ham := mailOf("casino jackpot", 60), mailOf("meeting agenda", 60)
 	model := modelOf(t, spam, ham)
-	k, err := buildKnowledge(bundle(t, kindBad, "# comment\nmiracle cure\n", kindGood, "our project\n",
+	k, err := buildKnowledge(feedtest.Bundle(t, kindBad, "# comment\nmiracle cure\n", kindGood, "our project\n",
 		kindModel, model, kindCheckSpam, mailOf("casino jackpot", 9), kindCheckHam, mailOf("meeting agenda", 9), "ip-block", "of another agent"))
 	if err != nil {
 		t.Fatal(err)
@@ -96,10 +66,10 @@ func TestBuildKnowledge(t *testing.T) {
 		"upside down":     {[]string{kindModel, modelOf(t, ham, spam), kindCheckSpam, spam, kindCheckHam, ham}, "right, not 90 %"},
 		"damaged":         {[]string{kindModel, model[:len(model)-9], kindCheckSpam, spam, kindCheckHam, ham}, "damaged or cut off"},
 		"ordinary word":   {[]string{kindBad, "casino\nthe\n"}, `the bad phrase "the" is in ordinary mail`},
-		"empty phrase":    {[]string{kindBad, "casino\n \u200b\n"}, "0:2: an empty phrase"},
-		"too long phrase": {[]string{kindBad, strings.Repeat("x", 300)}, "0:1: phrase of 300 characters"},
+		"empty phrase":    {[]string{kindBad, "casino\n \u200b\n"}, "0.txt:2: an empty phrase"},
+		"too long phrase": {[]string{kindBad, strings.Repeat("x", 300)}, "0.txt:1: phrase of 300 characters"},
 	} {
-		if _, err := buildKnowledge(bundle(t, c.files...)); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := buildKnowledge(feedtest.Bundle(t, c.files...)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want ... %s ...", name, err, c.want)
 		}
 	}
