@@ -211,14 +211,14 @@ func TestContentfilterBehaviours(t *testing.T) {
 	spam := letter("", "a No Risk  investment\r\n")
 	clean := func(name, content, report string, stamps ...string) judged {
 		return judged{name: name, content: content, verdict: "continue", reason: "SclBelowThresholds", data: "0", stamps: append(stamps, "scl=0"), hop: []string{"b@example.org"},
-			has: []string{"X-Postern-SCL: 0\r\n", "X-Postern-Antispam-Report: DV:1.2.0;" + report + "OrigIP:192.0.2.1\r\n"}}
+			has: []string{"X-Postern-SCL: 0\r\n", "X-Postern-Antispam-Report: DV:1.3.0;" + report + "OrigIP:192.0.2.1\r\n"}}
 	}
 	bad := func(name, content, data string) judged {
 		return judged{name: name, content: content, reply: refused, event: "REJECT", verdict: "reject", reason: "SclAtOrAboveRejectThreshold", data: data, stamps: []string{"scl=9"}}
 	}
 	free := func(name, sender, to, content, reason, data string) judged {
 		return judged{name: name, sender: sender, to: []string{to}, content: content, verdict: "continue", reason: reason, data: data, stamps: []string{"scl=-1"},
-			hop: []string{to}, has: []string{"X-Postern-SCL: -1\r\n", "X-Postern-Antispam-Report: DV:1.2.0;" + reason + ";OrigIP:192.0.2.1\r\n", "o Risk"}, hasNot: []string{"X-Postern-PCL"}}
+			hop: []string{to}, has: []string{"X-Postern-SCL: -1\r\n", "X-Postern-Antispam-Report: DV:1.3.0;" + reason + ";OrigIP:192.0.2.1\r\n", "o Risk"}, hasNot: []string{"X-Postern-PCL"}}
 	}
 	with := func(m judged, data string) judged { m.data = data; return m }
 	large := "Subject: large\r\n" // and a body over max_size
@@ -267,7 +267,7 @@ func TestContentfilterSenderID(t *testing.T) {
 	for sender, status := range map[string]string{"jane@x.example": "Pass", "jane@f.example": "Fail", "jane@z.example": "None"} {
 		c := from(h, "192.0.2.1")
 		got := passed(t, h, sink, c, fromLine(sender))
-		if !strings.Contains(strings.ReplaceAll(got.Content, "\r\n ", " "), "X-Postern-Antispam-Report: DV:1.2.0;SID:SenderIDStatus "+status+";NoModel;OrigIP:192.0.2.1\r\n") {
+		if !strings.Contains(strings.ReplaceAll(got.Content, "\r\n ", " "), "X-Postern-Antispam-Report: DV:1.3.0;SID:SenderIDStatus "+status+";NoModel;OrigIP:192.0.2.1\r\n") {
 			t.Errorf("%s: the next hop got\n%s", sender, got.Content)
 		}
 	}

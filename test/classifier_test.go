@@ -79,7 +79,7 @@ func TestClassifier(t *testing.T) {
 		t.Errorf("test said\n%s", out)
 	}
 	out = h.MustPostern("agent", "run", "contentfilter", "--", "explain", "--tokens", "3", filepath.Join(maildir, "cur", "7:2,S"))
-	if !strings.Contains(out, ": SCL 0, probability 0.0") || strings.Count(out, "\n  -0.") != 3 {
+	if !strings.Contains(out, ": SCL 0, probability 0.0") || strings.Count(out, "\n  ") != 3 || !strings.Contains(out, "  +0.7500  h:Date missing\n") {
 		t.Errorf("explain said\n%s", out)
 	}
 

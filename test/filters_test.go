@@ -243,7 +243,7 @@ func TestContentfilter(t *testing.T) {
 	c := from(h, "192.0.2.1")
 	got := passed(t, h, sink, c, "X-Postern-SCL: -1\r\nX-Postern-Antispam-Report: forged\r\n"+helloMessage)
 	if !strings.Contains(got.Content, "X-Postern-SCL: 0\r\n") || strings.Count(got.Content, "X-Postern-SCL") != 1 ||
-		!strings.Contains(got.Content, "X-Postern-Antispam-Report: DV:1.2.0;NoModel;OrigIP:192.0.2.1\r\n") || strings.Contains(got.Content, "forged") {
+		!strings.Contains(got.Content, "X-Postern-Antispam-Report: DV:1.3.0;NoModel;OrigIP:192.0.2.1\r\n") || strings.Contains(got.Content, "forged") {
 		t.Errorf("the next hop got\n%s", got.Content)
 	}
 	if !strings.HasSuffix(got.Content, helloMessage) {
@@ -260,7 +260,7 @@ func TestContentfilter(t *testing.T) {
 	}
 	r := waitRecord(h, id, "REJECT")
 	steps := r.steps("contentfilter", "OnEndOfData")
-	if r.Agent != "contentfilter" || r.Version != "1.2.0" || r.Reason != "SclAtOrAboveRejectThreshold" || len(steps) != 1 ||
+	if r.Agent != "contentfilter" || r.Version != "1.3.0" || r.Reason != "SclAtOrAboveRejectThreshold" || len(steps) != 1 ||
 		steps[0].Data != `9: bad phrase "no risk investment"` {
 		t.Errorf("the ledger has %+v", r)
 	}

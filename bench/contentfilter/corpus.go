@@ -95,8 +95,8 @@ func read(corpus, folder string, row []string) (*message, error) {
 	m.time = received(b)
 	header, body := classifier.Split(b)
 	m.header, m.body = withoutLeaks(header), body
-	for _, host := range leakedHosts {
-		m.header, m.body = host.ReplaceAll(m.header, []byte("example.org")), host.ReplaceAll(m.body, []byte("example.org"))
+	for _, leak := range leakedHosts {
+		m.header, m.body = leak.pattern.ReplaceAll(m.header, leak.instead), leak.pattern.ReplaceAll(m.body, leak.instead)
 	}
 	return m, nil
 }
@@ -117,9 +117,14 @@ func received(b []byte) time.Time {
 // leaks are header fields in which the side that collected the mail wrote down what it thinks of it.
 var leaks = regexp.MustCompile(`(?i)^(x-spam|x-forefront|x-microsoft-antispam|x-ms-|x-eop|x-incoming|x-sid-|authentication-results|arc-|received-spf|x-getmessage|x-keywords|x-status)`)
 
-// leakedHosts occur in one kind of mail only, because of who collected it.
-var leakedHosts = []*regexp.Regexp{
-	regexp.MustCompile(`(?i)[a-z0-9.-]*\b(csmining\.org|taint\.org)\b`), regexp.MustCompile(`(?i)phishing@pot\b`),
+// leakedHosts occur in one kind of mail only, because of who collected it. What stands instead is as well formed as what
+// stood there before the collector made it unrecognizable.
+var leakedHosts = []struct {
+	pattern *regexp.Regexp
+	instead []byte
+}{
+	{regexp.MustCompile(`(?i)[a-z0-9.-]*\b(csmining\.org|taint\.org)\b`), []byte("example.org")},
+	{regexp.MustCompile(`(?i)phishing@pot\b`), []byte("someone@example.org")},
 }
 
 // spamMark is what a filter put into a subject: [SPAM], ***SPAM***, (SPAM? 08.00).
@@ -153,15 +158,15 @@ func withoutLeaks(header []byte) []byte {
 	return out
 }
 
-// onlyFields that the classifier looks at: for a filter that would learn the others.
-func onlyFields(header []byte) []byte {
+// onlyFields of a header.
+func onlyFields(header []byte, names []string) []byte {
 	var out []byte
 	keep := false
 	for line := range bytes.Lines(header) {
 		if line[0] != ' ' && line[0] != '\t' {
 			keep = false
 			name, _, _ := bytes.Cut(line, []byte(":"))
-			for _, f := range classifier.Fields() {
+			for _, f := range names {
 				keep = keep || strings.EqualFold(string(name), f)
 			}
 		}

@@ -125,11 +125,13 @@ func (e *eval) learners(train, test []*message, features map[*message]*classifie
 		return []filter{own}, levels, err
 	}
 	all := []filter{own}
-	fields := func(m *message) []byte { return bytes.Join([][]byte{onlyFields(m.header), m.body}, []byte("\r\n")) }
+	fields := func(m *message) []byte {
+		return bytes.Join([][]byte{onlyFields(m.header, classifier.TextFields()), m.body}, []byte("\r\n"))
+	}
 	for _, way := range []struct {
 		name  string
 		write func(*message) []byte
-	}{{"bogofilter", (*message).whole}, {"bogofilter, given only the fields that contentfilter reads", fields}} {
+	}{{"bogofilter", (*message).whole}, {"bogofilter, given only the fields of which contentfilter learns words", fields}} {
 		judged, err := bogofilter(e.scratch, train, test, way.write)
 		if err != nil {
 			return nil, "", err
@@ -261,19 +263,24 @@ func featuresOf(ctx context.Context, m *message, header []byte, recipe classifie
 	return d.Features(recipe, false), nil
 }
 
-// sameWithoutLeaks shows that no header field that could tell where mail was collected is looked at: without Received,
-// Message-ID, Date, List-*, X-* and all others the features are the same.
+// sameWithoutLeaks shows that no header field that could tell where mail was collected makes a token: without Received,
+// Message-ID, Date, To, List-*, X-* and all others the tokens are the same. The signs are the same without all fields but
+// those that are said to be looked at for their form.
 func (e *eval) sameWithoutLeaks(ctx context.Context, features map[*message]*classifier.Features) error {
 	for _, m := range e.all {
-		f, err := featuresOf(ctx, m, onlyFields(m.header), classifier.Standard)
-		if err != nil {
-			return err
-		}
-		if !slices.Equal(f.Text, features[m].Text) || !slices.Equal(f.Shape, features[m].Shape) {
-			return fmt.Errorf("%s has other features without the header fields that contentfilter is said not to read", m.name)
+		for _, names := range [][]string{classifier.TextFields(), classifier.Fields()} {
+			f, err := featuresOf(ctx, m, onlyFields(m.header, names), classifier.Standard)
+			if err != nil {
+				return err
+			}
+			signsToo := len(names) > len(classifier.TextFields())
+			if !slices.Equal(f.Text, features[m].Text) || !slices.Equal(f.Shape, features[m].Shape) || signsToo && !slices.Equal(f.Signs, features[m].Signs) {
+				return fmt.Errorf("%s has other features without the header fields that contentfilter is said not to read", m.name)
+			}
 		}
 	}
-	fmt.Printf("Ablation: with all header fields removed but %q, not one feature of %d messages changes.\n\n", classifier.Fields(), len(e.all))
+	fmt.Printf("Ablation: with all header fields removed but %q, not one token of %d messages changes. With %q besides, no sign changes either.\n\n",
+		classifier.TextFields(), len(e.all), classifier.Fields()[len(classifier.TextFields()):])
 	return nil
 }
 

@@ -37,9 +37,9 @@ const (
 func TestEmptyConfiguration(t *testing.T) {
 	a := start(t, "", agenttest.KillBetween())
 	send(a, plain).WantContinue().WantReason("SclBelowThresholds").WantStamp("scl", "0").WantHeaderAdded("X-Postern-SCL", "0").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";NoModel;OrigIP:192.0.2.1")
 	out := send(a, plain+gtubeText+"\n").Want(550, "5.7.1").WantReason("SclAtOrAboveRejectThreshold").WantStamp("scl", "9").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;GTUBE;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";GTUBE;OrigIP:192.0.2.1")
 	if got := data(out); got != "9: GTUBE" {
 		t.Errorf("the ledger has %q", got)
 	}
@@ -152,12 +152,12 @@ func TestNoPhrase(t *testing.T) {
 func TestGoodPhrase(t *testing.T) {
 	a := start(t, phraseConfig)
 	out := send(a, plain+"cialis, order\nnumber 4711.").WantContinue().WantStamp("scl", "0").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;CW:CustomList;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";CW:CustomList;OrigIP:192.0.2.1")
 	if got := data(out); got != `0: good phrase "order number 4711"` {
 		t.Errorf("the ledger has %q", got)
 	}
 	send(a, plain+"order number 47110 cialis").Want(550, "5.7.1").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;CW:CustomList;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";CW:CustomList;OrigIP:192.0.2.1")
 	send(a, plain+"order number 4711 "+gtubeText).Want(550, "5.7.1")
 }
 
@@ -177,7 +177,7 @@ func TestBypassedSenders(t *testing.T) {
 		s := a.From("192.0.2.1")
 		s.Mail(c.envelope).To("r@y.example").WantContinue()
 		s.Data("From: "+c.from+"\n\n"+gtubeText).WantContinue().WantReason("SenderBypassed").WantStamp("scl", "-1").
-			WantHeaderAdded("X-Postern-SCL", "-1").WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;SenderBypassed;OrigIP:192.0.2.1")
+			WantHeaderAdded("X-Postern-SCL", "-1").WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";SenderBypassed;OrigIP:192.0.2.1")
 	}
 	s := a.From("192.0.2.1")
 	s.Mail("s@x.example").To("r@y.example").WantContinue()
@@ -190,7 +190,7 @@ func TestBypassedRecipients(t *testing.T) {
 	s := a.From("192.0.2.1")
 	s.Mail("s@x.example").To("Postmaster@y.example").To("a@raw.example").WantContinue()
 	s.Data(plain+gtubeText).WantContinue().WantReason("AllRecipientsBypassed").WantStamp("scl", "-1").
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;AllRecipientsBypassed;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";AllRecipientsBypassed;OrigIP:192.0.2.1")
 	s.Mail("s@x.example").To("r@y.example").To("postmaster@y.example").To("q@y.example").WantContinue()
 	out := s.Data(plain+gtubeText).WantFor("r@y.example", 550, "5.7.1").WantFor("q@y.example", 550, "5.7.1").
 		WantVerdictFor("postmaster@y.example", "continue").WantReason("RecipientBypassed").WantStamp("scl", "9").WantStamp("scl", "-1")
@@ -205,7 +205,7 @@ func TestBypassedRecipients(t *testing.T) {
 // The source behind a server of our own is not known here.
 func TestOwnServerIsNoOrigin(t *testing.T) {
 	a := start(t, "", agenttest.WithHost(&agentpb.HostFacts{Name: "edge.example", InternalSmtpServers: []string{"192.0.2.0/24"}}))
-	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel")
+	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";NoModel")
 }
 
 // The report has the result of Sender ID where it is asked for and an earlier agent has found one.
@@ -214,7 +214,7 @@ func TestSenderIDToken(t *testing.T) {
 		t.Helper()
 		s := a.From("192.0.2.1")
 		s.Mail("s@x.example").To("r@y.example").WantContinue()
-		s.Stamped("auth.senderid", result).Data(plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;"+want+"NoModel;OrigIP:192.0.2.1")
+		s.Stamped("auth.senderid", result).Data(plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";"+want+"NoModel;OrigIP:192.0.2.1")
 	}
 	a := start(t, "report_sender_id = true")
 	for result, want := range map[string]string{
@@ -223,7 +223,7 @@ func TestSenderIDToken(t *testing.T) {
 		report(a, result, "SID:SenderIDStatus "+want+";")
 	}
 	report(a, "fail;X", "") // no result
-	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel;OrigIP:192.0.2.1")
+	send(a, plain).WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";NoModel;OrigIP:192.0.2.1")
 	report(start(t, ""), "pass", "") // not asked for
 }
 
@@ -246,9 +246,9 @@ func TestTimeToken(t *testing.T) {
 		"empty":        {"", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			want := "DV:1.2.0;NoModel;OrigIP:192.0.2.1"
+			want := "DV:" + version + ";NoModel;OrigIP:192.0.2.1"
 			if c.token {
-				want = "DV:1.2.0;NoModel;TIME:TimeBasedFeatures;OrigIP:192.0.2.1"
+				want = "DV:" + version + ";NoModel;TIME:TimeBasedFeatures;OrigIP:192.0.2.1"
 			}
 			send(a, "Date: "+c.date+"\n"+plain).WantHeaderAdded("X-Postern-Antispam-Report", want).WantStamp("scl", "0")
 		})
@@ -256,7 +256,7 @@ func TestTimeToken(t *testing.T) {
 	s := a.From("192.0.2.1")
 	s.Mail("boss@x.example").To("r@y.example").WantContinue()
 	s.Data("Date: Mon, 2 Jan 2006 15:04:05 +0000\n"+plain).
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;SenderBypassed;TIME:TimeBasedFeatures;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";SenderBypassed;TIME:TimeBasedFeatures;OrigIP:192.0.2.1")
 }
 
 // Of large messages only the subject is looked at; one just at the limit is read through.
@@ -264,7 +264,7 @@ func TestSize(t *testing.T) {
 	a := start(t, "max_size = \"100 KiB\"\nbad_phrases = [\"cialis\"]")
 	filler := strings.Repeat(strings.Repeat("x", 98)+"\r\n", 1024)
 	out := send(a, "Subject: large\r\n\r\n"+filler+"cialis\r\n").WantContinue().
-		WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;MIME:TooLarge;NoModel;OrigIP:192.0.2.1")
+		WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";MIME:TooLarge;NoModel;OrigIP:192.0.2.1")
 	if got := data(out); got != "0: TooLarge" {
 		t.Errorf("the ledger has %q", got)
 	}

@@ -5,7 +5,7 @@ package main
 import "github.com/posternmail/postern/sdk"
 
 // version of the agent, and the DV token of its report header.
-const version = "1.2.0"
+const version = "1.3.0"
 
 func main() { sdk.Main(info(), New) }
 

@@ -68,7 +68,7 @@ func TestPhishing(t *testing.T) {
 			if c.pcl == "1" {
 				verdict = ""
 			}
-			out.WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;NoModel;"+verdict+"OrigIP:192.0.2.1")
+			out.WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";NoModel;"+verdict+"OrigIP:192.0.2.1")
 		})
 	}
 }

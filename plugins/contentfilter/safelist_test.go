@@ -33,7 +33,7 @@ func TestSafeSenders(t *testing.T) {
 				return
 			}
 			out.WantContinue().WantReason("AllRecipientsBypassed").WantStamp("scl", "-1").WantHeaderAdded("X-Postern-SCL", "-1").
-				WantHeaderAdded("X-Postern-Antispam-Report", "DV:1.2.0;AllRecipientsBypassed;OrigIP:192.0.2.1")
+				WantHeaderAdded("X-Postern-Antispam-Report", "DV:"+version+";AllRecipientsBypassed;OrigIP:192.0.2.1")
 			if got := data(out); got != c.entry {
 				t.Errorf("the ledger has %q, want %q", got, c.entry)
 			}

@@ -5,9 +5,10 @@ import "math"
 // curve makes a probability of a score: 1 / (1 + exp(-(Slope*score + Offset))).
 type curve struct{ Slope, Offset float64 }
 
-func (c curve) probability(score float64) float64 {
-	return 1 / (1 + math.Exp(-(c.Slope*score + c.Offset)))
-}
+func (c curve) probability(score float64) float64 { return 1 / (1 + math.Exp(-c.odds(score))) }
+
+// odds of a score, logarithmic.
+func (c curve) odds(score float64) float64 { return c.Slope*score + c.Offset }
 
 // score that has a probability.
 func (c curve) score(probability float64) float64 {

@@ -127,7 +127,7 @@ func TestBrokenFile(t *testing.T) {
 	}{
 		"empty":    {nil, "no model"},
 		"other":    {[]byte("PK\x03\x04"), "no model"},
-		"version":  {bytes.Replace(good, []byte("model 1"), []byte("model 2"), 1), "another version"},
+		"version":  {bytes.Replace(good, []byte("model 2"), []byte("model 1"), 1), "another version"},
 		"cut off":  {good[:len(good)-100], "checksum"},
 		"only top": {good[:len(magic)+3], "cut off"},
 		"bit":      {flipped, "checksum"},
@@ -162,7 +162,11 @@ func TestExplain(t *testing.T) {
 	if _, ok := weights["w:0000"]; !ok {
 		t.Error("the number is not there")
 	}
-	sum := m.bias
+	if weights["h:text in capitals"] != 0 || weights["h:Message-ID missing"] <= 0 {
+		t.Errorf("signs: %v", weights)
+	}
+	odds := m.wordOdds(f)
+	sum := m.signs.bias + (m.words.Offset+m.words.Slope*m.bias)*doubted(odds)/odds
 	for _, r := range all {
 		sum += r.Weight
 	}
@@ -198,7 +202,7 @@ func TestLearn(t *testing.T) {
 func TestExampleFile(t *testing.T) {
 	e := Example{featuresOf(t, written(spamWords, 1), false), true}
 	got, err := UnmarshalExample(e.Marshal())
-	if err != nil || !slices.Equal(got.Text, e.Text) || !slices.Equal(got.Shape, e.Shape) || !got.Spam {
+	if err != nil || !slices.Equal(got.Text, e.Text) || !slices.Equal(got.Shape, e.Shape) || !slices.Equal(got.Signs, e.Signs) || len(e.Signs) == 0 || !got.Spam {
 		t.Errorf("%v %+v", err, got)
 	}
 }
@@ -211,7 +215,7 @@ func TestNoLeaks(t *testing.T) {
 		"Authentication-Results: spf=fail\nDelivered-To: a@b\nReturn-Path: <x@y>\nUser-Agent: mutt\nIn-Reply-To: <x@y>\n"), plain...)
 	a, b := featuresOf(t, plain, false), featuresOf(t, leaky, false)
 	if !slices.Equal(a.Text, b.Text) || !slices.Equal(a.Shape, b.Shape) {
-		t.Error("fields of the collection make features")
+		t.Error("fields of the collection make tokens")
 	}
 	with := func(subject, body string) *Features {
 		return featuresOf(t, []byte("From: A <a@one.example>\nSubject: "+subject+"\n\n"+body+"\n"), false)
@@ -272,6 +276,12 @@ func TestHostile(t *testing.T) {
 	}
 	for name, message := range map[string]string{
 		"1 MB of header":     "Subject: " + strings.Repeat("x ", 500_000) + "\nFrom: a@b\n\nx\n",
+		"1 MB of trace":      strings.Repeat("Received: from a ([1.2.3.4]) by b id 12345678; Mon, 1 Jul 2002 10:00:00 +0000\n", 12_000) + "\nx\n",
+		"a long trace":       "Received: from " + strings.Repeat("([1.2.3.4 ", 100_000) + "; x\n\nx\n",
+		"many recipients":    "To: " + strings.Repeat("a@b.example, ", 70_000) + "c@d.example\n\nx\n",
+		"a long subject":     "Subject: " + strings.Repeat("a b-", 250_000) + "\n\nx\n",
+		"escapes":            "Content-Type: text/html\n\n<a href='http://x/" + strings.Repeat("%41", 300_000) + "'>",
+		"comments":           "Content-Type: text/html\n\n" + strings.Repeat("a<!--x-->", 100_000),
 		"1 MB of fields":     strings.Repeat("Reply-To: <a@b>\n", 70_000) + "\nx\n",
 		"10,000 parts":       mime + strings.Repeat("--b\nContent-Type: text/html\n\n<b>x\n", 10_000) + "--b--\n",
 		"999 parts of HTML":  mime + strings.Repeat("--b\nContent-Type: text/html; name=x.exe\n\n<a href=http://x.example/y>z</a>\n", 998) + "--b--\n",
@@ -320,7 +330,10 @@ func FuzzParse(f *testing.F) {
 		}
 		// Behind the checksum, too: it does not keep out who computes it.
 		var h fileHeader
-		h.Bits, h.Recipe, h.Scale, h.Curve = minBits, Standard, 0.1, curve{1, 0}
+		h.Bits, h.Recipe, h.Scale, h.Words, h.Curve, h.Signs = minBits, Standard, 0.1, curve{1, 0}, curve{1, 0}, map[string]float64{}
+		for _, s := range signs {
+			h.Signs[s.name] = s.weight
+		}
 		if m, err := h.model(content); err == nil {
 			m.Probability(&Features{Text: []uint64{1, 2}})
 		}
@@ -333,7 +346,7 @@ func FuzzUnmarshalExample(f *testing.F) {
 	f.Fuzz(func(t *testing.T, content []byte) {
 		if e, err := UnmarshalExample(content); err == nil {
 			again, err := UnmarshalExample(e.Marshal())
-			if err != nil || !slices.Equal(again.Text, e.Text) {
+			if err != nil || !slices.Equal(again.Text, e.Text) || !slices.Equal(again.Signs, e.Signs) {
 				t.Errorf("%v", err)
 			}
 		}
@@ -343,6 +356,9 @@ func FuzzUnmarshalExample(f *testing.F) {
 func FuzzFeatures(f *testing.F) {
 	f.Add(written(spamWords, 1))
 	f.Add([]byte("From x\nSubject: [a] [b] Re: [c]\nFrom: =?x?q?=41?= <a@b>\nReply-To: <\n\nwww. http:// a@b.c $$$ 免费x 1234 it's\n"))
+	f.Add([]byte("Received: from a (b [1.2.3.4]) by c id 12345678; Mon, 1 Jul 2002 10:00:00 +0000\nFrom: a\nReceived: from x (HELO 1.2.3.4) (5.6.7.8)\n by y\n" +
+		"Date: Sun, 1 Jul 02 10:00:00 +0001\nX-Mailer: Outlook Express\nTo: <a@b>, <a@c>, <a@d>\nMessage-ID: <$$@>\nContent-Type: text/html\n\na<!-- -->b<q9><meta http-equiv=refresh>" +
+		"<a href='http://u@0x7f:1/%41%42'>www.x</a> a b c d e f\nxkcdvb"))
 	f.Add([]byte("Content-Type: text/html\n\n<a href='http://[::1]:x/'>http://y</a><img src=//x><form action=y>"))
 	f.Fuzz(func(t *testing.T, message []byte) {
 		d, err := ReadBytes(context.Background(), message)
@@ -353,6 +369,9 @@ func FuzzFeatures(f *testing.F) {
 			named, plain := d.Features(recipe, true), d.Features(recipe, false)
 			if !slices.Equal(named.Text, plain.Text) || !slices.Equal(named.Shape, plain.Shape) {
 				t.Error("names change the features")
+			}
+			if !slices.Equal(named.Signs, plain.Signs) || !slices.IsSorted(plain.Signs) {
+				t.Errorf("signs %v and %v", named.Signs, plain.Signs)
 			}
 			for _, h := range slices.Concat(named.Text, named.Shape) {
 				if _, ok := named.names[h]; !ok {

@@ -14,15 +14,15 @@ import (
 	"time"
 )
 
-// magic is the first line of a model file. Then come one line of JSON, the weights (int16, little endian) and the
-// SHA-256 of all that.
-const magic = "postern contentfilter model 1\n"
+// magic is the first line of a model file. Then come one line of JSON, the weights of the words (int16, little endian)
+// and the SHA-256 of all that.
+const magic = "postern contentfilter model 2\n"
 
 // maxFile is how large a model may be, in octets.
 const maxFile = 16 << 20
 
 // maxHeader of the line of JSON.
-const maxHeader = 4 << 10
+const maxHeader = 16 << 10
 
 // fileHeader is the line of JSON.
 type fileHeader struct {
@@ -33,7 +33,11 @@ type fileHeader struct {
 	Bits    int       `json:"bits"`
 	Scale   float64   `json:"scale"` // of a weight
 	Bias    float64   `json:"bias"`
+	Words   curve     `json:"words"`
 	Curve   curve     `json:"curve"`
+
+	Signs    map[string]float64 `json:"signs"` // their weights
+	SignBias float64            `json:"sign_bias"`
 }
 
 // Write the model.
@@ -42,7 +46,10 @@ func (m *Model) Write(w io.Writer) error {
 	for _, x := range m.weights {
 		largest = max(largest, math.Abs(float64(x)))
 	}
-	h := fileHeader{m.Recipe, m.Trained, m.Spam, m.Ham, m.bits, max(largest, 1e-9) / math.MaxInt16, m.bias, m.curve}
+	h := fileHeader{m.Recipe, m.Trained, m.Spam, m.Ham, m.bits, max(largest, 1e-9) / math.MaxInt16, m.bias, m.words, m.curve, map[string]float64{}, m.signs.bias}
+	for id, weight := range m.signs.each {
+		h.Signs[signs[id].name] = weight
+	}
 	line, err := json.Marshal(h)
 	if err != nil {
 		return err
@@ -123,13 +130,25 @@ func (h fileHeader) model(weights []byte) (*Model, error) {
 		return nil, fmt.Errorf("%d octets of weights, not %d", len(weights), 2<<h.Bits)
 	case h.Recipe == 0 || h.Recipe > allKinds:
 		return nil, fmt.Errorf("tokens of kinds that are not known here: %d", h.Recipe)
-	case h.Curve.Slope < leastSlope || h.Curve.Slope > 1e6 || math.Abs(h.Curve.Offset) > 1e6 || math.Abs(h.Bias) > 1e6 || h.Scale <= 0 || h.Scale > 1e3:
+	case !h.Curve.usable() || !h.Words.usable() || math.Abs(h.Bias) > 1e6 || math.Abs(h.SignBias) > 1e3 || h.Scale <= 0 || h.Scale > 1e3:
 		return nil, errors.New("numbers in the header of the model are out of their ranges")
 	}
-	m := &Model{Recipe: h.Recipe, Trained: h.Trained, Spam: h.Spam, Ham: h.Ham, bits: h.Bits, bias: h.Bias, curve: h.Curve}
+	m := &Model{Recipe: h.Recipe, Trained: h.Trained, Spam: h.Spam, Ham: h.Ham, bits: h.Bits, bias: h.Bias, words: h.Words, curve: h.Curve}
+	m.signs.bias = h.SignBias
+	for id := range m.signs.each {
+		weight, known := h.Signs[signs[id].name]
+		if !known || math.Abs(weight) > 1e3 {
+			return nil, fmt.Errorf("the model has no weight for the sign %q, or one out of range: train again", signs[id].name)
+		}
+		m.signs.each[id] = weight
+	}
 	m.weights = make([]float32, 1<<h.Bits)
 	for i := range m.weights {
 		m.weights[i] = float32(float64(int16(binary.LittleEndian.Uint16(weights[2*i:]))) * h.Scale)
 	}
 	return m, nil
+}
+
+func (c curve) usable() bool {
+	return c.Slope >= leastSlope && c.Slope <= 1e6 && math.Abs(c.Offset) <= 1e6
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"golang.org/x/net/html"
+	"golang.org/x/net/html/atom"
 )
 
 // page is what HTML shows, links to and is made of.
@@ -14,6 +15,8 @@ type page struct {
 	elements map[string]int // how often each occurs
 	signs    map[string]bool
 	hidden   int // octets of text that a reader does not see
+	cuts     int // comments in the middle of a word
+	unknown  int // elements that HTML does not have
 }
 
 // link of a page.
@@ -47,6 +50,8 @@ type pageReader struct {
 	mute  bool // within style or script
 	open  int  // where the text of the open link begins
 	label bool // a link is open
+	last  byte // of the text before a comment, with nothing between them; else 0
+	cut   bool // the comment stands behind a letter
 }
 
 // readPage reads HTML as it is seen, so that a phrase cut up by tags, comments and entities is found.
@@ -61,7 +66,7 @@ func readPage(source string) *page {
 		case html.TextToken:
 			r.textToken()
 		case html.CommentToken:
-			r.signs["comment"] = true
+			r.comment()
 		case html.StartTagToken, html.EndTagToken, html.SelfClosingTagToken:
 			r.tag(kind)
 		}
@@ -73,12 +78,28 @@ func (r *pageReader) textToken() {
 		r.hidden += len(r.z.Raw())
 		return
 	}
+	raw := r.z.Raw()
+	if len(raw) == 0 {
+		return
+	}
+	if r.cut && asciiLetter(raw[0]) {
+		r.cuts++
+	}
+	r.cut, r.last = false, raw[len(raw)-1]
 	r.b.Write(r.z.Text())
 }
+
+func (r *pageReader) comment() {
+	r.signs["comment"] = true
+	r.cut, r.last = asciiLetter(r.last), 0
+}
+
+func asciiLetter(c byte) bool { return asciiLower(c) >= 'a' && asciiLower(c) <= 'z' }
 
 func (r *pageReader) tag(kind html.TokenType) {
 	nameBytes, more := r.z.TagName()
 	name := string(nameBytes)
+	r.cut, r.last = false, 0
 	if block[name] {
 		r.b.WriteByte(' ')
 	}
@@ -88,6 +109,9 @@ func (r *pageReader) tag(kind html.TokenType) {
 			r.closeLink()
 		}
 		return
+	}
+	if atom.Lookup(nameBytes) == 0 && !strings.Contains(name, ":") { // with a colon they are of another vocabulary
+		r.unknown++
 	}
 	if n := r.elements[name]; n > 0 || len(r.elements) < maxElements && len(name) < 20 {
 		r.elements[name] = n + 1
@@ -117,6 +141,10 @@ func (r *pageReader) attribute(element, key string, value []byte) {
 		r.signs["form"] = true
 		r.openLink(value)
 		r.closeLink()
+	case "http-equiv":
+		if strings.EqualFold(string(value), "refresh") {
+			r.signs["refresh"] = true
+		}
 	case "style":
 		r.style(strings.ToLower(clip(value, maxTarget)))
 	case "width", "height":

@@ -132,8 +132,8 @@ func (c *collector) shapes(d *Document, m *measures) {
 
 // sender: whether the name shown passes itself off as something, and whether answers go elsewhere. No address.
 func (c *collector) sender(d *Document) {
-	from, ok := d.header.Addresses("From")
-	c.shape("from parses=", strconv.FormatBool(ok && len(from) > 0))
+	from := d.from
+	c.shape("from parses=", strconv.FormatBool(d.fromParses && len(from) > 0))
 	if d.title != "" {
 		m := measures{}
 		m.count(d.title)

@@ -17,12 +17,13 @@ const (
 	Skips                    // two words with one or two others between them (orthogonal sparse bigrams)
 	Grams                    // four characters in a row
 	Shape                    // structure, HTML, links, measures of the text
+	Signs                    // of forging, hiding and shouting
 
-	allKinds = Words | Pairs | Skips | Grams | Shape
+	allKinds = Words | Pairs | Skips | Grams | Shape | Signs
 )
 
 // Standard is the recipe that measured best; see docs/contentfilter.md.
-const Standard = Words | Pairs | Shape
+const Standard = Words | Pairs | Shape | Signs
 
 // maxShape is how many tokens of shape are taken.
 const maxShape = 1 << 11
@@ -30,10 +31,11 @@ const maxShape = 1 << 11
 // maxTokens different ones of text are looked at: the first, which is more than 100 kB of prose has.
 const maxTokens = 1 << 15
 
-// Features of a message: hashes of what is in it, each once.
+// Features of a message: hashes of what is in it, and signs, each once.
 type Features struct {
 	Text  []uint64 // of text
 	Shape []uint64 // of how it is built
+	Signs []signID // found, in the order of their numbers
 	names map[uint64]string
 }
 
@@ -61,6 +63,9 @@ func (d *Document) Features(recipe Recipe, names bool) *Features {
 	if recipe&Shape != 0 {
 		c.shapes(d, &m)
 	}
+	if recipe&Signs != 0 {
+		c.out.Signs = d.signs(&m)
+	}
 	return &c.out
 }
 
@@ -85,6 +90,7 @@ const (
 	kindSubject = "s:"
 	kindSender  = "f:"
 	kindShape   = "m:"
+	kindSign    = "h:"
 )
 
 // subject words count for themselves and as text.
@@ -95,8 +101,8 @@ func (c *collector) subject(d *Document) {
 	c.recipe = recipe & Words
 	if c.recipe != 0 {
 		c.marked(kindSubject, d.topic)
-		if list, _ := d.header.Addresses("From"); len(list) > 0 {
-			c.marked(kindSender, Fold(list[0].Name))
+		if len(d.from) > 0 {
+			c.marked(kindSender, Fold(d.from[0].Name))
 		}
 	}
 	c.recipe = recipe
@@ -175,7 +181,7 @@ func wordLength(s string) int {
 type class byte
 
 const (
-	sign class = iota
+	symbol class = iota
 	letter
 	alone
 )
@@ -186,13 +192,13 @@ func classOf(r rune) class {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '\'' {
 			return letter
 		}
-		return sign
+		return symbol
 	case IsWord(r) || unicode.Is(unicode.M, r):
 		return letter
 	case unicode.IsLetter(r):
 		return alone
 	}
-	return sign
+	return symbol
 }
 
 // word adds a word, and its pairs with those before it.

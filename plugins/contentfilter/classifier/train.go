@@ -39,7 +39,7 @@ func (s Settings) withDefaults() Settings {
 	return s
 }
 
-// Train a model. Its probability is calibrated by folds: of mail that a model of the rest judges. Examples that are
+// Train a model: a machine for words and shape, weights for signs. Its probability is calibrated by folds: of mail that a model of the rest judges. Examples that are
 // much alike should stand beside each other, as they do in order of time, so that they are of one fold.
 func Train(examples []Example, settings Settings, now time.Time) (*Model, error) {
 	settings = settings.withDefaults()
@@ -54,19 +54,20 @@ func Train(examples []Example, settings Settings, now time.Time) (*Model, error)
 	if m.Spam < AtLeast || m.Ham < AtLeast {
 		return nil, ErrTooFew
 	}
-	m.curve = calibrate(crossJudge(examples, settings))
+	m.words, m.curve = crossCalibrate(examples, settings)
 	s := fit(examples, settings.Bits)
-	m.weights, m.bias = s.weights, s.bias
+	m.weights, m.bias, m.signs = s.weights, s.bias, fitSigns(examples)
 	return m, nil
 }
 
 // folds of a calibration.
 const folds = 5
 
-// crossJudge scores each example by a machine that has not seen it.
-func crossJudge(examples []Example, settings Settings) []Judged {
+// crossCalibrate finds the curves of the words and of words and signs together, by machines that have not seen what they
+// judge.
+func crossCalibrate(examples []Example, settings Settings) (words, both curve) {
 	fold := foldsOf(examples)
-	var judged []Judged
+	judged, bySigns := make([]Judged, len(examples)), make([]float64, len(examples))
 	for f := range folds {
 		var train []Example
 		for i, e := range examples {
@@ -74,14 +75,19 @@ func crossJudge(examples []Example, settings Settings) []Judged {
 				train = append(train, e)
 			}
 		}
-		s := fit(train, settings.Bits)
+		s, weights := fit(train, settings.Bits), fitSigns(train)
 		for i, e := range examples {
 			if fold[i] == f {
-				judged = append(judged, Judged{Score: s.score(newVector(e, settings.Bits)), Spam: e.Spam})
+				judged[i] = Judged{Score: s.score(newVector(e, settings.Bits)), Spam: e.Spam}
+				bySigns[i] = weights.odds(e.Signs)
 			}
 		}
 	}
-	return judged
+	words = calibrate(judged)
+	for i := range judged {
+		judged[i].Score = doubted(words.odds(judged[i].Score)) + bySigns[i]
+	}
+	return words, calibrate(judged)
 }
 
 // foldsOf cuts both kinds into folds of neighbours.
