@@ -48,7 +48,10 @@ type stamp struct {
 // check tests the whole answer of q. The text says what is wrong with it; "" when nothing is.
 func (r *run) check(q *question) (p *proposal, what string) {
 	p = &proposal{question: q, verdicts: q.answer.GetVerdicts()}
-	what, q.broke = q.checkVerdicts(), breachVerdict
+	what, q.broke = q.checkAmounts()
+	if what == "" {
+		what, q.broke = q.checkVerdicts(), breachVerdict
+	}
 	if what == "" {
 		what, q.broke = r.checkEdits(p), breachEdit
 	}

@@ -201,6 +201,10 @@ func (q *question) tell() {
 // checkFact tests the answer to a fact: verdicts, session stamps and table writes are all it may hold.
 func (q *question) checkFact() (*proposal, string) {
 	p := &proposal{question: q, verdicts: q.answer.GetVerdicts()}
+	what := ""
+	if what, q.broke = q.checkAmounts(); what != "" {
+		return nil, what
+	}
 	q.broke = breachVerdict
 	if what := q.checkVerdicts(); what != "" {
 		return nil, what

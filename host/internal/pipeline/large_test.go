@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/tables"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
@@ -101,5 +102,70 @@ func TestHeaderBlockHasABound(t *testing.T) {
 		if len(g.breaches) != 1 || o.Decision != Defer || !strings.Contains(g.breaches[0], "header block of more than") || len(m.Header) > 1<<20 {
 			t.Errorf("%s: %s, %v", name, o.Decision, g.breaches)
 		}
+	}
+}
+
+// A few octets of an answer can ask for work without end, while a client waits. There is a bound to each kind of it, and
+// one less than that is no breach.
+func TestAnswersAskForSoMuch(t *testing.T) {
+	many := func(n int, add func(a *agentpb.Answer, i int)) *agentpb.Answer {
+		a := carryOn()
+		for i := range n {
+			add(a, i)
+		}
+		return a
+	}
+	spawn := func(a *agentpb.Answer, _ int) {
+		a.Spawns = append(a.Spawns, &agentpb.Spawn{Recipients: [][]byte{[]byte("a@b.example")}, Before: []byte("A: b\r\n\r\n")})
+	}
+	original := func(a *agentpb.Answer, i int) {
+		spawn(a, i)
+		a.Spawns[i].IncludeOriginal = true
+	}
+	keep := func(a *agentpb.Answer, _ int) { a.Copies = append(a.Copies, &agentpb.KeepCopy{}) }
+	write := func(a *agentpb.Answer, _ int) {
+		a.Writes = append(a.Writes, &agentpb.TableWrite{Table: "own", Key: []byte("k"), Op: agentpb.TableOp_TABLE_OP_ADD, Field: "n"})
+	}
+	edit := func(a *agentpb.Answer, _ int) {
+		a.Edits = append(a.Edits, &agentpb.Edit{Edit: &agentpb.Edit_RemoveHeader{RemoveHeader: &agentpb.RemoveHeader{Name: []byte("X")}}})
+	}
+	decide := func(a *agentpb.Answer, _ int) { a.Verdicts = append(a.Verdicts, verdict(kContinue)) }
+	name := func(a *agentpb.Answer, _ int) { a.Verdicts[0].Recipients = append(a.Verdicts[0].Recipients, 0) }
+	add := func(a *agentpb.Answer, i int) {
+		if i == 0 {
+			a.Edits = []*agentpb.Edit{{Edit: &agentpb.Edit_Expand{Expand: &agentpb.Expand{}}}}
+		}
+		e := a.Edits[0].GetExpand()
+		e.Addresses = append(e.Addresses, []byte("a@b.example"))
+	}
+	for what, test := range map[string]struct {
+		add  func(a *agentpb.Answer, i int)
+		most int
+		want string
+	}{
+		"spawns":    {spawn, 1000, "1001 spawns, at most 1000"},
+		"originals": {original, 511, "536957952 octets in spawns, at most 536870912"},
+		"copies":    {keep, 100, "101 copies to keep, at most 100"},
+		"writes":    {write, 10_000, "10001 table writes, at most 10000"},
+		"edits":     {edit, 1008, "1009 edits, at most 1008"},
+		"verdicts":  {decide, 101, "103 verdicts, at most 102"},
+		"named":     {name, 50_000, "50001 recipients named, at most 50000"},
+		"new":       {add, 10_000, "10001 new recipients, at most 10000"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			for more := range 2 {
+				if what == "originals" && more == 0 {
+					continue // half a gigabyte of files
+				}
+				f := newFake("a", 1, many(test.most+more, test.add), everything(onSubmit))
+				g := newRig(t, f)
+				m := mail("r0@here.example", "r1@here.example")
+				m.Body = envelope.MemoryBody(bytes.Repeat([]byte("x\r\n"), 1<<20/3))
+				g.raise(t, onSubmit, m)
+				if got := strings.Join(g.breaches, "; "); more == 1 && got != "a: "+test.want || more == 0 && got != "" {
+					t.Errorf("%d: %q, want %q", test.most+more, got, test.want)
+				}
+			}
+		})
 	}
 }
