@@ -1,10 +1,7 @@
 package host
 
 import (
-	"bufio"
 	"context"
-	"io"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -27,6 +24,7 @@ import (
 	"github.com/posternmail/postern/host/internal/tracking"
 	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
+	"github.com/posternmail/postern/test/rig"
 )
 
 // scripted is an agent in this process.
@@ -330,50 +328,6 @@ func TestRemoteDomainWithoutReports(t *testing.T) {
 	}
 }
 
-// hop is a next hop that answers each line of a client as it is told; "" is the usual answer.
-func hop(t *testing.T, answer func(line string) string) (address string) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go converse(c, answer)
-		}
-	}()
-	return l.Addr().String()
-}
-
-func converse(c net.Conn, answer func(line string) string) {
-	defer c.Close()
-	content := false
-	_, _ = io.WriteString(c, "220 next.test\r\n")
-	for lines := bufio.NewScanner(c); lines.Scan(); {
-		line := strings.TrimSuffix(lines.Text(), "\r")
-		if content && line != "." {
-			continue
-		}
-		content = strings.HasPrefix(line, "DATA")
-		reply := answer(line)
-		switch {
-		case reply != "":
-		case content:
-			reply = "354 go on"
-		default:
-			reply = "250 fine"
-		}
-		if _, err := io.WriteString(c, reply+"\r\n"); err != nil {
-			return
-		}
-	}
-}
-
 func over(address string) func(*config.Config) {
 	return func(c *config.Config) {
 		c.SendConnectors = []config.SendConnector{{Name: "out", SmartHosts: []string{address}, AddressSpaces: []config.AddressSpace{{Pattern: "*", Cost: 1}}}}
@@ -382,7 +336,7 @@ func over(address string) func(*config.Config) {
 
 // Of a durable message that some recipients refuse the others' delivery is in the ledger, and not done again.
 func TestDurableDeliveredInPart(t *testing.T) {
-	next := hop(t, func(line string) string {
+	next := rig.StartHop(t, func(line string) string {
 		if strings.HasPrefix(line, "RCPT TO:<c@") {
 			return "550 5.1.1 nobody"
 		}
@@ -411,7 +365,7 @@ func TestDurableDeliveredInPart(t *testing.T) {
 // elsewhere it is parked without another attempt.
 func TestDurableComesToAgentsOnceMore(t *testing.T) {
 	var attempts atomic.Int32
-	next := hop(t, func(line string) string {
+	next := rig.StartHop(t, func(line string) string {
 		if !strings.HasPrefix(line, "RCPT TO:<c@") {
 			return ""
 		}
@@ -479,7 +433,7 @@ func TestDurableThatExpiresComesToAgentsOnceMore(t *testing.T) {
 // A delivery under way when the host ends is finished: one cut off at its final dot would be made twice.
 func TestStopFinishesDeliveries(t *testing.T) {
 	dot, reply := make(chan struct{}), make(chan struct{})
-	next := hop(t, func(line string) string {
+	next := rig.StartHop(t, func(line string) string {
 		if line == "." {
 			close(dot)
 			<-reply

@@ -280,12 +280,18 @@ func TestJournalingDeferred(t *testing.T) {
 func refusedJournal(t *testing.T, alternate string, rcpt func(line string) string) (*rig.Host, *rig.Sink) {
 	t.Helper()
 	sink := rig.StartSink(t)
+	archive := rig.StartHop(t, func(line string) string {
+		if strings.HasPrefix(line, "RCPT") {
+			return rcpt(line)
+		}
+		return ""
+	})
 	h := rig.Start(t, internal(sink.Addr)+fmt.Sprintf(`
 send_connector "archive" {
   address_spaces = ["archive.example"]
   smart_hosts    = [%q]
 }
-`, nextHop(t, rcpt))+journaling("    alternate_mailbox = \""+alternate+"\"\n    rule \"all\" {}"))
+`, archive)+journaling("    alternate_mailbox = \""+alternate+"\"\n    rule \"all\" {}"))
 	scheduled(h, "journaling")
 	return h, sink
 }

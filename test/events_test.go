@@ -1,10 +1,8 @@
 package test
 
 import (
-	"bufio"
 	"encoding/base64"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -315,55 +313,6 @@ func TestRejectDisconnect(t *testing.T) {
 	c.WantClosed()
 }
 
-// nextHop is a server that answers RCPT as told; nil takes everything.
-func nextHop(t *testing.T, rcpt func(line string) string) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go answer(c, rcpt)
-		}
-	}()
-	return l.Addr().String()
-}
-
-func answer(c net.Conn, rcpt func(line string) string) {
-	defer c.Close()
-	r := bufio.NewReader(c)
-	reply, content := "220 next.example", false
-	for {
-		if reply != "" {
-			if _, err := c.Write([]byte(reply + "\r\n")); err != nil {
-				return
-			}
-		}
-		line, err := r.ReadString('\n')
-		switch verb := strings.ToUpper(line); {
-		case err != nil:
-			return
-		case content:
-			if reply = ""; line == ".\r\n" {
-				reply, content = "250 2.0.0 taken", false
-			}
-		case strings.HasPrefix(verb, "RCPT"):
-			reply = rcpt(line)
-		case strings.HasPrefix(verb, "DATA"):
-			reply, content = "354 go on", true
-		case strings.HasPrefix(verb, "QUIT"):
-			reply = "221 bye"
-		default:
-			reply = "250 fine"
-		}
-	}
-}
-
 // routingEvents are raised right of the 250 line.
 var routingEvents = []string{"OnSubmitted", "OnResolved", "OnRouted", "OnCategorized"}
 
@@ -445,14 +394,14 @@ func released(t *testing.T, h *rig.Host, kept []item, before int) {
 
 // TestDeliveryFacts: an agent is told of deliveries, delays, failures and notifications.
 func TestDeliveryFacts(t *testing.T) {
-	next := nextHop(t, func(line string) string {
+	next := rig.StartHop(t, func(line string) string {
 		switch {
-		case strings.Contains(line, "later@"):
+		case strings.HasPrefix(line, "RCPT TO:<later@"):
 			return "451 4.2.1 try again"
-		case strings.Contains(line, "never@"):
+		case strings.HasPrefix(line, "RCPT TO:<never@"):
 			return "550 5.1.1 unknown here"
 		}
-		return "250 2.1.5 fine"
+		return ""
 	})
 	h := rig.Start(t, relay(next)+mockAgent("witness", 20, "record = \"seen\"\nevents = [\"OnDelivered\", \"OnDeferred\", \"OnFailed\", \"OnReported\"]\n"))
 	c := h.Greeted()

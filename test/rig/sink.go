@@ -27,21 +27,8 @@ type Received struct {
 // StartSink starts a next hop that offers PIPELINING, SIZE, 8BITMIME, DSN and SMTPUTF8.
 func StartSink(t testing.TB) *Sink {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	s := &Sink{Addr: l.Addr().String()}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go s.serve(c)
-		}
-	}()
+	s := new(Sink)
+	s.Addr = serve(t, s.serve)
 	return s
 }
 
