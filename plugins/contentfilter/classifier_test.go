@@ -78,6 +78,31 @@ func TestModel(t *testing.T) {
 	send(a, written(ofHam, 1000)+gtubeText).Want(550, "5.7.1").WantStamp("scl", "9")
 }
 
+// How a message is made, and how it came, speaks for spam too: the ledger names the signs.
+func TestSigns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "model")
+	modelFile(t, path, ofSpam, ofHam)
+	a := start(t, fmt.Sprintf("model = %q\nreject_at = 1", path))
+	forged := func(s *agenttest.Session) string {
+		s.Mail("s@x.example").To("r@y.example")
+		sent := a.Now().Add(40 * time.Hour).Format(time.RFC1123Z)
+		return data(s.Data("Date: " + sent + "\nTo: s@x.example\nMessage-ID: <1>\nX-Mailer: The Bat! (v1)\n" + written(ofSpam, 1000)))
+	}
+	s := a.From("203.0.113.7")
+	s.Ehlo("203.0.113.7")
+	told := forged(s)
+	for _, sign := range []string{"h:HELO is an address", "h:Date days ahead", "h:Message-ID malformed", "h:program with another's Message-ID"} {
+		if !strings.Contains(told, sign) {
+			t.Errorf("%q is not told: %q", sign, told)
+		}
+	}
+	s = a.From("203.0.113.7").Authenticated("somebody")
+	s.Ehlo("203.0.113.7")
+	if told := forged(s); strings.Contains(told, "HELO") || !strings.Contains(told, "h:Message-ID malformed") {
+		t.Errorf("of a user the ledger has %q", told)
+	}
+}
+
 // probability of a message by what the brain knows.
 func (b *brain) probability(t *testing.T, message string) float64 {
 	t.Helper()

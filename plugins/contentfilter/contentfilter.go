@@ -169,10 +169,11 @@ func (r rating) by(scl int, token, found string) rating {
 
 // read the message, but for a body over max_size.
 func (f *Filter) read(ctx context.Context, e *sdk.DataEvent) (*classifier.Document, error) {
+	header := append(f.arrival(e), e.Headers.Block()...)
 	if body := e.Body(); !body.Skipped() {
-		return classifier.Read(ctx, e.Headers.Block(), body)
+		return classifier.Read(ctx, header, body)
 	}
-	return classifier.Read(ctx, e.Headers.Block(), nil)
+	return classifier.Read(ctx, header, nil)
 }
 
 // find what one of the searches finds first in one of the texts.
