@@ -27,7 +27,7 @@ func main() {
 	var e eval
 	flag.StringVar(&e.corpora, "corpora", "../shared/corpora", "`FOLDER` of the mail corpora")
 	flag.BoolVar(&e.labelled, "as-labelled", false, "keep the few list posts that are spam but labelled as wanted")
-	flag.BoolVar(&e.choose, "choose", false, "compare kinds of tokens instead of filters")
+	flag.BoolVar(&e.choose, "choose", false, "compare kinds of features instead of filters")
 	flag.BoolVar(&e.alone, "alone", false, "leave out the other filters")
 	flag.IntVar(&e.sample, "sample", 200, "SpamAssassin judges `NUMBER` messages of each kind of a split, as it takes a tenth of a second for one; 0: all")
 	flag.Parse()
@@ -309,9 +309,9 @@ func median(all []*message, one map[*message]time.Duration) time.Duration {
 	return each[len(each)/2]
 }
 
-// recipes compares kinds of tokens: ROC area and catch at 0.1 % and 0.5 % false positives on every split.
+// recipes compares kinds of features: ROC area and catch at 0.1 % and 0.5 % false positives on every split.
 func (e *eval) recipes(ctx context.Context) error {
-	fmt.Print("| tokens |")
+	fmt.Print("| features |")
 	for _, s := range splits {
 		fmt.Printf(" %s |", s.name)
 	}
@@ -322,13 +322,14 @@ func (e *eval) recipes(ctx context.Context) error {
 	}{
 		{"words", classifier.Words},
 		{"words, pairs", classifier.Words | classifier.Pairs},
-		{"words, pairs, sparse pairs", classifier.Words | classifier.Pairs | classifier.Skips},
 		{"4 characters", classifier.Grams},
 		{"shape", classifier.Shape},
-		{"words, shape", classifier.Words | classifier.Shape},
+		{"signs", classifier.Signs},
 		{"words, pairs, shape", classifier.Words | classifier.Pairs | classifier.Shape},
-		{"words, pairs, sparse pairs, shape", classifier.Words | classifier.Pairs | classifier.Skips | classifier.Shape},
-		{"words, pairs, 4 characters, shape", classifier.Words | classifier.Pairs | classifier.Grams | classifier.Shape},
+		{"words, pairs, signs", classifier.Words | classifier.Pairs | classifier.Signs},
+		{"words, pairs, shape, signs", classifier.Words | classifier.Pairs | classifier.Shape | classifier.Signs},
+		{"words, pairs, sparse pairs, shape, signs", classifier.Words | classifier.Pairs | classifier.Skips | classifier.Shape | classifier.Signs},
+		{"words, pairs, 4 characters, shape, signs", classifier.Words | classifier.Pairs | classifier.Grams | classifier.Shape | classifier.Signs},
 	} {
 		features, one, err := e.read(ctx, e.all, r.recipe)
 		if err != nil {
