@@ -10,10 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"syscall"
 
 	"github.com/posternmail/postern/host/internal/catalog"
-	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/sandbox"
 )
 
@@ -99,43 +97,23 @@ func makeState(o Options) error {
 	if err := os.Mkdir(o.StateDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the state folder: %w", err)
 	}
-	return roomLeft(o.StateDir, o.Spec.Sandbox)
+	return roomLeft(o)
 }
 
-// roomLeft fails when a state folder holds more than it may.
-func roomLeft(dir string, s config.Sandbox) error {
-	if s.Disk == 0 {
+// roomLeft fails when a state folder holds more than it may. What belongs to a user of its own, whoever starts it as that
+// user looks at.
+func roomLeft(o Options) error {
+	limit := o.Spec.Sandbox.Disk
+	if limit == 0 || o.Parent != nil {
 		return nil
 	}
-	if size := folderSize(dir); size > s.Disk {
+	size, err := sandbox.Held(0, o.StateDir)
+	if err != nil {
+		return fmt.Errorf("the state folder %s cannot be looked at: %w", o.StateDir, err)
+	}
+	if size > limit {
 		return fmt.Errorf("the state folder %s holds %d bytes, and its sandbox allows %s: clear it, or raise disk",
-			dir, size, sandbox.Size(s.Disk))
+			o.StateDir, size, sandbox.Size(limit))
 	}
 	return nil
-}
-
-// folderSize is the disk space of all files below a folder, as far as it can be seen.
-func folderSize(dir string) (size int64) {
-	if dir == "" {
-		return 0
-	}
-	_ = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // it was removed meanwhile
-		}
-		if info, err := entry.Info(); err == nil {
-			size += spaceOf(info)
-		}
-		return nil
-	})
-	return size
-}
-
-// spaceOf is what a file takes on the disk: a hole in it takes none.
-func spaceOf(info fs.FileInfo) int64 {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return info.Size()
-	}
-	return stat.Blocks * 512 // whatever the file system's blocks are, see stat(2)
 }

@@ -38,7 +38,7 @@ type agentRunner struct {
 	dir     string   // folder for the socket
 	policy  sandbox.Policy
 	starter starter
-	beside  bool          // what the sandbox lacks is said elsewhere
+	beside  bool // what the sandbox lacks is said elsewhere
 	logs    *logs
 
 	handshake *io.PipeReader // to go-plugin
@@ -97,27 +97,36 @@ func (r *agentRunner) Start(context.Context) error {
 	return nil
 }
 
-// diskInterval is between looks at what an agent has written. A file by itself cannot become too large; that many do
-// is noticed late, and what the disk can take in that time is lost.
-const diskInterval = 2 * time.Second
+// Between looks at what an agent has written. A file by itself cannot become too large; that many do is noticed late, and
+// what the disk can take in that time is lost. The looks take diskShare of the host's time at most.
+const (
+	diskInterval = 2 * time.Second
+	diskShare    = 20
+)
 
-// watchDisk ends a process whose folders have come to hold more than they may.
+// watchDisk ends a process that has come to hold more disk than it may. One with a user of its own, whoever started it as
+// that user looks at.
 func (r *agentRunner) watchDisk(c *child) {
-	if r.policy.FileSize == 0 {
+	if r.policy.FileSize == 0 || c.foreign != nil {
 		return
 	}
-	ticker := time.NewTicker(diskInterval)
-	defer ticker.Stop()
-	for {
+	for wait := diskInterval; ; {
 		select {
 		case <-c.exited:
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
-		if size := folderSize(r.policy.State) + folderSize(r.policy.Temp); size > r.policy.FileSize {
+		began := time.Now()
+		size, err := sandbox.Held(c.pid, r.policy.State, r.policy.Temp)
+		switch {
+		case err != nil:
+			c.kill("ended by the host: its folders cannot be looked at: " + err.Error())
+			return
+		case size > r.policy.FileSize:
 			c.kill(fmt.Sprintf("ended by the host: its folders hold %d bytes, and its sandbox allows %s", size, sandbox.Size(r.policy.FileSize)))
 			return
 		}
+		wait = max(diskInterval, diskShare*time.Since(began))
 	}
 }
 

@@ -142,8 +142,8 @@ func (s *started) open(p sandbox.Policy, temp *os.File) (err error) {
 	if s.uid, err = sandbox.Entrust(names, s.state, s.temp, s.host.parent.User); err != nil {
 		return err
 	}
-	if size := s.size(); s.limit > 0 && size > s.limit {
-		return fmt.Errorf("its folders hold %d bytes, and its sandbox allows %s: clear them, or raise disk", size, sandbox.Size(s.limit))
+	if why := s.over(); why != "" {
+		return fmt.Errorf("%s: clear them, or raise disk", why)
 	}
 	return nil
 }
@@ -191,58 +191,55 @@ func empty(dir *os.File) {
 	}
 }
 
-// diskInterval is between looks at what an agent has written. The host does the same where it can look itself.
-const diskInterval = 2 * time.Second
+// Between looks at what an agent has written, and their share of the time. The host does the same where it can look itself.
+const (
+	diskInterval = 2 * time.Second
+	diskShare    = 20
+)
 
 func (s *started) watchDisk() {
 	if s.limit == 0 {
 		return
 	}
-	ticker := time.NewTicker(diskInterval)
-	defer ticker.Stop()
-	for {
+	for wait := diskInterval; ; {
 		select {
 		case <-s.done:
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
-		if size := s.size(); size > s.limit {
+		began := time.Now()
+		if why := s.over(); why != "" {
 			s.mu.Lock()
-			s.why = fmt.Sprintf("ended by the host: its folders hold %d bytes, and its sandbox allows %s", size, sandbox.Size(s.limit))
+			s.why = "ended by the host: " + why
 			s.mu.Unlock()
 			s.signal(unix.SIGKILL)
 			return
 		}
+		wait = max(diskInterval, diskShare*time.Since(began))
 	}
 }
 
-// size of all files in the folders of the process, in octets of disk.
-func (s *started) size() (size int64) {
+// over says what of the disk the process holds is more than it may, "" when it is not.
+func (s *started) over() string {
 	s.folders.RLock()
 	defer s.folders.RUnlock()
-	if s.closed {
-		return 0
+	if s.closed || s.limit == 0 {
+		return ""
 	}
+	var folders []string
 	for _, dir := range []*os.File{s.state, s.temp} {
-		if dir == nil {
-			continue
+		if dir != nil {
+			folders = append(folders, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
 		}
-		root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
-		if err != nil {
-			continue // it has ended
-		}
-		_ = fs.WalkDir(root.FS(), ".", func(_ string, entry fs.DirEntry, err error) error {
-			if err != nil {
-				return nil // it was removed meanwhile
-			}
-			if info, err := entry.Info(); err == nil {
-				size += info.Sys().(*syscall.Stat_t).Blocks * 512 // whatever the file system's blocks are, see stat(2)
-			}
-			return nil
-		})
-		_ = root.Close()
 	}
-	return size
+	size, err := sandbox.Held(s.pid, folders...)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("its folders cannot be looked at: %v", err)
+	case size > s.limit:
+		return fmt.Sprintf("its folders hold %d bytes, and its sandbox allows %s", size, sandbox.Size(s.limit))
+	}
+	return ""
 }
 
 // check refuses a start that root has no business with. The program and the rest of the policy are the host's to choose:
