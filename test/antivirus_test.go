@@ -1,55 +1,20 @@
 package test
 
 import (
-	"bytes"
 	"encoding/base64"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/posternmail/postern/internal/corpora"
+	"github.com/posternmail/postern/internal/clamdtest"
 	"github.com/posternmail/postern/internal/lack"
 	"github.com/posternmail/postern/test/rig"
 )
-
-// startClamd starts the real clamd with a database of three signatures, and answers with its socket.
-func startClamd(t *testing.T, socket string) {
-	t.Helper()
-	database := corpora.Path(t, "av-signatures")
-	const program = "/usr/sbin/clamd"
-	if _, err := os.Stat(program); err != nil {
-		lack.Of(t, "clamd (package clamav-daemon)")
-	}
-	config := socket + ".conf"
-	text := fmt.Sprintf("Foreground yes\nLogFile %s.log\nDatabaseDirectory %s\nLocalSocket %s\n", socket, database, socket)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var output bytes.Buffer
-	cmd := exec.Command(program, "-c", config)
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	for late := time.Now().Add(time.Minute); time.Now().Before(late); time.Sleep(20 * time.Millisecond) {
-		if conn, err := net.Dial("unix", socket); err == nil {
-			_ = conn.Close()
-			return
-		}
-	}
-	t.Fatalf("clamd does not listen:\n%s", output.String())
-}
 
 // socketDir is a folder whose paths fit a socket's address.
 func socketDir(t *testing.T) string {
@@ -103,7 +68,7 @@ func TestAntivirus(t *testing.T) {
 	t.Parallel()
 	dir := socketDir(t)
 	socket, silent, gone := filepath.Join(dir, "clamd"), filepath.Join(dir, "silent"), filepath.Join(dir, "gone")
-	startClamd(t, socket)
+	clamdtest.Start(t, socket)
 	if l, err := net.Listen("unix", silent); err != nil { // takes connections and never answers
 		t.Fatal(err)
 	} else {
@@ -202,7 +167,7 @@ func stampNames(stamps []string) (names []string) {
 // message away, an operator releases it.
 func TestAntivirusOtherMail(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "clamd")
-	startClamd(t, socket)
+	clamdtest.Start(t, socket)
 	sink := rig.StartSink(t)
 	h := rig.Start(t, filtered(sink.Addr)+mockWith("first", 10, "", "on \"OnEndOfData\" {\nsubject = \"^file$\"\naction = \"quarantine\"\n}\n")+
 		antivirus("", clamdAt("clamd", socket, ""), socket))
@@ -257,7 +222,7 @@ func TestAntivirusNoEngine(t *testing.T) {
 // TestAntivirusStamp: what the edge has scanned the hub, whose engine is down, need not; what a stranger stamps is worth nothing.
 func TestAntivirusStamp(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "clamd")
-	startClamd(t, socket)
+	clamdtest.Start(t, socket)
 	const key = "stamp_key \"2026\" {\nsecret = \"known to edge and hub\"\n}\n"
 	sink := rig.StartSink(t)
 	hubConfig := func(permissions string) string {
@@ -295,7 +260,7 @@ func TestAntivirusStamp(t *testing.T) {
 // TestAntivirusBypass: no agent can keep a message from being scanned, unless the operator grants it that.
 func TestAntivirusBypass(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "clamd")
-	startClamd(t, socket)
+	clamdtest.Start(t, socket)
 	sink := rig.StartSink(t)
 	h := rig.Start(t, filtered(sink.Addr)+mockWith("friend", 10, "on_failure = \"skip\"\n", "on \"OnMail\" {\naction = \"bypass\"\ncategory = \"antivirus\"\n}\n")+
 		antivirus("", clamdAt("clamd", socket, ""), socket))
@@ -317,7 +282,7 @@ func TestAntivirusHold(t *testing.T) {
 	if n := len(sink.Messages()); n != 0 {
 		t.Fatalf("%d messages were let pass without a scan", n)
 	}
-	startClamd(t, socket)
+	clamdtest.Start(t, socket)
 	h.WaitFor("the harmless message at the next hop", func() bool { return len(sink.Messages()) == 1 })
 	h.WaitFor("the infected one in quarantine", func() bool {
 		return slices.ContainsFunc(quarantined(h), func(i item) bool { return i.Agent == "antivirus" && i.Reason == "Malware" })

@@ -9,16 +9,14 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/posternmail/postern/internal/clamdtest"
 	"github.com/posternmail/postern/internal/corpora"
-	"github.com/posternmail/postern/internal/lack"
 	"github.com/posternmail/postern/sdk/agenttest"
 )
 
@@ -39,19 +37,12 @@ func shortDir(t testing.TB) string {
 	return dir
 }
 
-// startClamd starts the real clamd with the tiny database, on a Unix socket and on TCP.
-func startClamd(t testing.TB, more string) (socket, tcp string) {
+// startClamd starts the real clamd, on a Unix socket and on TCP.
+func startClamd(t testing.TB) (socket, tcp string) {
 	t.Helper()
-	database := corpora.Path(t, "av-signatures")
 	if inChild() {
 		return "/unused", "127.0.0.1:1"
 	}
-	program, err := exec.LookPath("/usr/sbin/clamd")
-	if err != nil {
-		lack.Of(t, "clamd (package clamav-daemon)")
-	}
-	dir := shortDir(t)
-	socket = filepath.Join(dir, "clamd")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -59,32 +50,9 @@ func startClamd(t testing.TB, more string) (socket, tcp string) {
 	tcp = l.Addr().String()
 	l.Close()
 	_, port, _ := net.SplitHostPort(tcp)
-	config := fmt.Sprintf("Foreground yes\nLogFile %s/log\nDatabaseDirectory %s\nLocalSocket %s\nTCPAddr 127.0.0.1\nTCPSocket %s\n%s\n",
-		dir, database, socket, port, more)
-	if err := os.WriteFile(filepath.Join(dir, "conf"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "-c", filepath.Join(dir, "conf"))
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("clamd:\n%s", tail(output.String(), 4000))
-		}
-	})
-	for late := time.Now().Add(time.Minute); time.Now().Before(late); time.Sleep(20 * time.Millisecond) {
-		if conn, err := net.Dial("unix", socket); err == nil {
-			conn.Close()
-			return socket, tcp
-		}
-	}
-	t.Fatal("clamd does not listen")
-	return "", ""
+	socket = filepath.Join(shortDir(t), "clamd")
+	clamdtest.Start(t, socket, "TCPAddr 127.0.0.1", "TCPSocket "+port)
+	return socket, tcp
 }
 
 // encoded writes base64 in lines.
@@ -120,7 +88,7 @@ func send(a *agenttest.Agent, message string) *agenttest.Outcome {
 
 // TestRealClamd finds every file of ClamAV's test set, by each way to give it to clamd.
 func TestRealClamd(t *testing.T) {
-	socket, tcp := startClamd(t, "")
+	socket, tcp := startClamd(t)
 	files, err := filepath.Glob(filepath.Join(corpora.Path(t, "av-clamav-testfiles"), "files", "*"))
 	if err != nil || len(files) != 44 {
 		t.Fatalf("%d test files: %v", len(files), err)
