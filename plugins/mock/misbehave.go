@@ -43,7 +43,7 @@ func (m *Mock) misbehave(rule *Rule, e sdk.Subject) (v sdk.Verdict, done bool) {
 		select {}
 	case "late":
 		if deadline, ok := deadline(e); ok {
-			time.Sleep(time.Until(deadline) + 100*time.Millisecond)
+			time.Sleep(time.Until(deadline) + time.Second) // by then a busy host has noticed, too
 		}
 	case "nonsense":
 		writeNonsense()
