@@ -211,6 +211,7 @@ func (h *Host) openPipeline(context.Context) error {
 	h.agents = fleet.New(fleet.Options{
 		Config: h.Config, Version: h.Version, Logger: h.Logger, Parent: h.Parent, Groups: h.Groups, Programs: h.Programs, Load: h.Load,
 		Metrics: h.metrics, Pipeline: h.pipeline, Asking: h.asking, InForce: h.cfg, Changed: h.setAgents, Queue: h.queue.Load,
+		Strict: h.Heir != nil, // the host that would be replaced has them all, perhaps
 	})
 	h.occasions = &occasions{h}
 	return nil

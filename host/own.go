@@ -152,6 +152,7 @@ func (h *Host) startTransport(context.Context) error {
 	for _, m := range h.agents.Members() {
 		q.Wake(m.Spec.Name) // what waited for it when the host ended
 	}
+	go h.agents.Arrive()
 	return nil
 }
 

@@ -50,7 +50,11 @@ func serveCommand(a *app) *command {
 }
 
 func (a *app) loadAndServe(ctx context.Context, o host.Options) error {
-	c, found, err := a.load(ctx, config.Options{Override: fleet.Overrides()})
+	how := config.Options{Override: fleet.Overrides()}
+	if o.Heir == nil { // a host that runs goes on when its successor would lack an agent
+		how.Recall = fleet.Recall()
+	}
+	c, found, err := a.load(ctx, how)
 	if err != nil {
 		return err
 	}

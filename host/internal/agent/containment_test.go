@@ -209,6 +209,45 @@ func TestRevive(t *testing.T) {
 	eventually(t, "the agent", a.Ready)
 }
 
+// An agent that could not be started is known by what ran last, and comes up when it can; an order tells why it cannot.
+func TestAbsent(t *testing.T) {
+	t.Parallel()
+	o, away := gated(t)
+	before, err := Launch(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.Close(context.Background())
+	if err := os.WriteFile(away, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, why := Launch(context.Background(), o)
+	if why == nil {
+		t.Fatal("it was started")
+	}
+	a := Absent(o, before.Manifest(), before.Subscriptions(), why)
+	t.Cleanup(func() { a.Close(context.Background()); nothingLeft(t, o) })
+	if a.Ready() || a.Manifest().GetName() != "test" || len(a.Subscriptions()) != 1 {
+		t.Errorf("%v %v", a.Manifest(), a.Subscriptions())
+	}
+	c := event("in vain", "")
+	c.Timeout = time.Millisecond
+	if f := mustFail(t, a, c, Down); !strings.Contains(f.Detail, "exit status 9") {
+		t.Errorf("detail %q", f.Detail)
+	}
+	if i := a.Status().Instances[0]; i.PID != 0 || !strings.Contains(strings.Join(i.Stderr, "\n"), "cannot read the model") {
+		t.Errorf("%+v", i)
+	}
+	if err := a.Restart(context.Background()); err == nil || !strings.Contains(err.Error(), "cannot read the model") {
+		t.Errorf("an order answers %v", err)
+	}
+	if err := os.Remove(away); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the agent", a.Ready)
+	mustCall(t, a, event("back", ""))
+}
+
 // With nothing said a failed agent is tried again by itself.
 func TestFailedIsTriedAgain(t *testing.T) {
 	t.Parallel()

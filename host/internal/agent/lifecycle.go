@@ -36,8 +36,7 @@ func Launch(ctx context.Context, o Options) (*Agent, error) {
 	}
 	for i, s := range a.slots {
 		s.bringUp(started[i])
-		a.running.Add(1)
-		go s.supervise(started[i])
+		a.running.Go(func() { s.supervise(started[i]) })
 	}
 	return a, nil
 }

@@ -459,7 +459,13 @@ func editKinds() []string {
 	return names
 }
 
-// diagnosticsError makes an error of the diagnostics that are errors.
+// Refused tells that an agent does not take its configuration: its process is well, and the configuration is wrong.
+type Refused struct{ error }
+
+// Unwrap implements errors.Unwrap.
+func (r *Refused) Unwrap() error { return r.error }
+
+// diagnosticsError makes an error of the diagnostics that are errors, a *Refused.
 func diagnosticsError(diagnostics []*agentpb.Diagnostic) error {
 	var all []error
 	for _, d := range diagnostics {
@@ -467,7 +473,10 @@ func diagnosticsError(diagnostics []*agentpb.Diagnostic) error {
 			all = append(all, errors.New(strings.TrimSuffix(printable(d.GetSummary()+": "+d.GetDetail()), ": ")))
 		}
 	}
-	return errors.Join(all...)
+	if len(all) == 0 {
+		return nil
+	}
+	return &Refused{errors.Join(all...)}
 }
 
 // stop ends the process in order: drained, asked by go-plugin, by SIGTERM, by SIGKILL. The end of ctx takes the

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // slot is the place of one instance: it outlives the processes that fill it.
@@ -25,6 +27,7 @@ type slot struct {
 	next     time.Time // of the next start, in backoff or failed; zero: only by an order
 	unborn   int       // starts in a row that did not bring a process up
 	barren   time.Time // of the first of them
+	obstacle string    // to the last of them
 	restarts int
 	lastExit string
 	lastTail []string
@@ -112,9 +115,8 @@ func (s *slot) enter(state State) {
 	}
 }
 
-// supervise keeps the slot filled until the agent is closed. p is up.
+// supervise keeps the slot filled until the agent is closed. p is up; nil: the slot is empty.
 func (s *slot) supervise(p *process) {
-	defer s.a.running.Done()
 	for alive := true; alive; {
 		for p != nil {
 			p = s.watch(p)
@@ -260,13 +262,24 @@ func (s *slot) failed(err error) {
 		return
 	}
 	pause := s.history.next(0, false)
-	s.a.o.Logger.Error("agent cannot be started", "agent", s.a.Name(), "instance", s.number, "error", err,
-		"next", pause.delay.Round(time.Millisecond))
 	s.a.mu.Lock()
+	level := hclog.Error
+	if s.unborn > 0 && s.obstacle == err.Error() { // which was said
+		level = hclog.Debug
+	}
+	s.unstarted(err, pause)
+	s.a.mu.Unlock()
+	s.a.o.Logger.Log(level, "agent cannot be started", "agent", s.a.Name(), "instance", s.number, "error", err,
+		"next", pause.delay.Round(time.Millisecond))
+	s.a.despair()
+}
+
+// unstarted notes why no process came up, and enters the wait for the next start. Under Agent.mu.
+func (s *slot) unstarted(err error, p pause) {
 	if s.unborn++; s.unborn == 1 {
 		s.barren = time.Now()
 	}
-	s.lastExit = err.Error()
+	s.lastExit, s.obstacle = err.Error(), err.Error()
 	var start *startError
 	if errors.As(err, &start) {
 		s.lastExit, s.lastTail = start.step+": "+start.err.Error(), start.stderr
@@ -274,9 +287,7 @@ func (s *slot) failed(err error) {
 			s.lastExit += "; " + start.exit
 		}
 	}
-	s.backOff(pause)
-	s.a.mu.Unlock()
-	s.a.despair()
+	s.backOff(p)
 }
 
 // rise waits for the time of the next start, or an order to start now, and starts a process. It answers with nil

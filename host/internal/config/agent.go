@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +48,7 @@ func (l *loader) buildAgents() {
 type agentNode struct {
 	node  *node
 	agent Agent
+	mute  bool // its program cannot be asked
 }
 
 // spread turns `timeout = "5s"` into the same for every group of events, and so for on_failure. A group that the
@@ -124,6 +126,7 @@ func (l *loader) buildAgent(n *node) Agent {
 	agent.Trial = l.buildTrial(n)
 	if l.opts.Override != nil {
 		l.opts.Override(l.config.Host, &agent)
+		l.found(&agent)
 	}
 	l.seal(n, &agent)
 	return agent
@@ -135,6 +138,10 @@ func (l *loader) seal(n *node, agent *Agent) {
 		return
 	}
 	if err := l.opts.Seal(l.config.Host, agent); err != nil {
+		if known := l.recall(*agent); known != nil && slices.Equal(known.Command, agent.Command) {
+			l.gone(agent, known, n.at, fmt.Sprintf("%s: %v", n.title(), err))
+			return
+		}
 		l.diags.errorf(n.at, "%s: %v", n.title(), err)
 		agent.Command = nil // it is not asked for its options
 	}
@@ -299,13 +306,13 @@ func (l *loader) buildCommand(n *node, agent *Agent) []string {
 	case n.value("command").bad || n.value("attach").bad || n.value("plugin").bad || n.value("version").bad, n.set("attach"):
 		return nil
 	case len(words) > 0:
-		return l.givenCommand(n, words)
+		return l.givenCommand(n, agent, words)
 	case n.set("version"):
 		agent.Version = n.str("version")
 		return l.installedCommand(n, agent)
 	}
 	agent.Bundled = true
-	return l.bundledCommand(n)
+	return l.bundledCommand(n, agent)
 }
 
 // checkOneProgram wants one answer to what is run.
@@ -328,7 +335,12 @@ func (l *loader) installedCommand(n *node, agent *Agent) []string {
 		return nil
 	}
 	command, err := l.opts.Installed(l.config.Host, *agent)
-	if err != nil && n.flag("enabled") {
+	known := l.recall(*agent)
+	switch {
+	case err == nil || !n.flag("enabled"):
+	case known != nil && known.Installed:
+		command = l.gone(agent, known, n.rangeOf("version"), err.Error())
+	default:
 		l.diags.add(SeverityError, n.rangeOf("version"), err.Error(), "Versions are installed with postern agent install PATH; postern agent list --installed shows those there are.")
 	}
 	words := []any{}
@@ -339,14 +351,65 @@ func (l *loader) installedCommand(n *node, agent *Agent) []string {
 	return command
 }
 
-func (l *loader) givenCommand(n *node, words []string) []string {
+func (l *loader) givenCommand(n *node, agent *Agent, words []string) []string {
 	at := n.value("command").place.elem(0).at
 	program, err := findProgram(l.dir(n), words[0])
-	if err != nil && n.flag("enabled") {
-		l.diags.errorf(at, "the agent's program cannot be run: %v", err)
+	command := append([]string{program}, words[1:]...)
+	if err == nil || !n.flag("enabled") {
+		return command
+	}
+	summary := fmt.Sprintf("the agent's program cannot be run: %v", err)
+	if known := l.recall(*agent); known != nil && (slices.Equal(known.Command, command) || wasFound(known.Command, words)) {
+		return l.gone(agent, known, at, summary)
+	}
+	l.diags.errorf(at, "%s", summary)
+	return nil
+}
+
+// wasFound reports whether a command is what the words were found to be in PATH.
+func wasFound(command, words []string) bool {
+	return len(command) > 0 && !strings.Contains(words[0], "/") && filepath.Base(command[0]) == words[0] && slices.Equal(command[1:], words[1:])
+}
+
+// recall is what is known of an agent that has run before; nil where nothing is, or where that does not matter.
+func (l *loader) recall(a Agent) *Recalled {
+	if l.opts.Recall == nil {
 		return nil
 	}
-	return append([]string{program}, words[1:]...)
+	return l.opts.Recall(l.config.Host, a)
+}
+
+// gone warns that the program of an agent is not there which has run before by the same words: that is no mistake in the
+// file, and the program may come back.
+func (l *loader) gone(agent *Agent, known *Recalled, at hcl.Range, summary string) []string {
+	agent.SHA256 = maps.Clone(known.SHA256)
+	l.unable(at, summary, true)
+	l.missing[agent.Name] = known
+	return slices.Clone(known.Command)
+}
+
+// found forgets that the program of an agent is missing when an order has it run another one.
+func (l *loader) found(agent *Agent) {
+	known := l.missing[agent.Name]
+	if known == nil || slices.Equal(known.Command, agent.Command) {
+		return
+	}
+	delete(l.missing, agent.Name)
+	if maps.Equal(agent.SHA256, known.SHA256) {
+		agent.SHA256 = nil
+	}
+}
+
+// unable files what keeps an agent from being started or asked: a warning where it is known from before.
+func (l *loader) unable(at hcl.Range, summary string, known bool) {
+	switch {
+	case known:
+		l.diags.add(SeverityWarning, at, summary, "The host starts without the agent, which ran before: its events follow on_failure until it can be started.")
+	case l.opts.Recall != nil:
+		l.diags.add(SeverityError, at, summary, "Nothing is known of this agent from an earlier run, so the host does not start without it: mend it, or write enabled = false.")
+	default:
+		l.diags.add(SeverityError, at, summary, "")
+	}
 }
 
 func findProgram(dir, word string) (string, error) {
@@ -377,7 +440,7 @@ func checkProgram(path string) error {
 }
 
 // bundledCommand is the program that came with the host.
-func (l *loader) bundledCommand(n *node) []string {
+func (l *loader) bundledCommand(n *node, agent *Agent) []string {
 	plugin, dir := n.str("plugin"), l.opts.AgentDir
 	path := filepath.Join(dir, plugin)
 	n.derive("command", []any{path}, sourceDefault)
@@ -388,6 +451,9 @@ func (l *loader) bundledCommand(n *node) []string {
 	at := n.labelAt()
 	if n.set("plugin") {
 		at = n.rangeOf("plugin")
+	}
+	if known := l.recall(*agent); known != nil && slices.Equal(known.Command, []string{path}) {
+		return l.gone(agent, known, at, fmt.Sprintf("the program of bundled agent %q cannot be run: %v", plugin, err))
 	}
 	if near := Suggestion(plugin, programs(dir)); near != "" {
 		l.diags.errorf(at, "there is no bundled agent %q%s", plugin, near)

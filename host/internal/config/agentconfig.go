@@ -37,7 +37,7 @@ func (l *loader) configureAgents(agents []*agentNode) {
 	schemas := l.describeAll(ready)
 	var valid []*agentNode
 	for i, a := range ready {
-		if schemas[i] != nil && l.decodeConfig(a, schemas[i]) {
+		if schemas[i] != nil && l.decodeConfig(a, schemas[i]) && !a.mute {
 			valid = append(valid, a)
 		}
 	}
@@ -46,12 +46,14 @@ func (l *loader) configureAgents(agents []*agentNode) {
 	}
 }
 
+// answer of a program that was asked for its manifest.
+type answer struct {
+	manifest *agentpb.DescribeResponse
+	err      error
+}
+
 // describeAll asks each program once for its manifest, several at a time.
 func (l *loader) describeAll(agents []*agentNode) []*agentpb.DescribeResponse {
-	type answer struct {
-		manifest *agentpb.DescribeResponse
-		err      error
-	}
 	first := map[string]int{}
 	for i, a := range agents {
 		if _, known := first[program(a.agent)]; !known {
@@ -60,19 +62,29 @@ func (l *loader) describeAll(agents []*agentNode) []*agentpb.DescribeResponse {
 	}
 	answers := make([]answer, len(agents))
 	each(len(agents), func(i int) {
-		if first[program(agents[i].agent)] == i {
-			answers[i].manifest, answers[i].err = l.describe(agents[i].agent)
+		if a := agents[i].agent; first[program(a)] == i && l.missing[a.Name] == nil {
+			answers[i].manifest, answers[i].err = l.describe(a)
 		}
 	})
 	manifests := make([]*agentpb.DescribeResponse, len(agents))
 	for i, a := range agents {
-		given := answers[first[program(a.agent)]]
-		if given.err != nil {
-			l.diags.errorf(a.node.at, "%s cannot be asked for its options: %v", a.node.title(), given.err)
-		}
-		manifests[i] = given.manifest
+		manifests[i] = l.manifest(a, answers[first[program(a.agent)]])
 	}
 	return manifests
+}
+
+// manifest of an agent: what its program has answered, or what is known from before where it cannot; nil for none.
+func (l *loader) manifest(a *agentNode, given answer) *agentpb.DescribeResponse {
+	known := l.missing[a.agent.Name]
+	if known == nil && given.err != nil {
+		known = l.recall(a.agent)
+		l.unable(a.node.at, fmt.Sprintf("%s cannot be asked for its options: %v", a.node.title(), given.err), known != nil)
+	}
+	if known == nil {
+		return given.manifest
+	}
+	a.mute = true
+	return known.Manifest
 }
 
 // program identifies what is run: two agent blocks may use the same.
@@ -269,7 +281,7 @@ func (l *loader) validateAll(agents []*agentNode) {
 	})
 	for i, a := range agents {
 		if failed[i] != nil {
-			l.diags.errorf(a.node.at, "%s cannot check its configuration: %v", a.node.title(), failed[i])
+			l.unable(a.node.at, fmt.Sprintf("%s cannot check its configuration: %v", a.node.title(), failed[i]), l.recall(a.agent) != nil)
 		}
 		for _, one := range found[i] {
 			l.report(a, one)

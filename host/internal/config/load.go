@@ -37,6 +37,9 @@ type Options struct {
 	Installed func(Host, Agent) (command []string, err error)
 	// Seal sets the digests of an agent's files, after Override. nil: they are not set.
 	Seal func(Host, *Agent) error
+	// Recall answers with what is known of an agent that has run before, nil where nothing is. What keeps such an agent
+	// from being started or asked is only a warning: the host goes on without it. nil: it is an error.
+	Recall func(Host, Agent) *Recalled
 	// Only, if set, is the one agent whose config block is decoded.
 	Only string
 	// Sources are read in place of the files: those of a configuration that was loaded before.
@@ -47,6 +50,14 @@ type Options struct {
 	AgentDir string
 	// Context bounds the calls of Describe and Validate. nil: the background.
 	Context context.Context
+}
+
+// Recalled is an agent as it ran last.
+type Recalled struct {
+	Command   []string
+	SHA256    map[string]string // of what Command runs
+	Installed bool              // Command is of an installed version that the agent's constraint allows
+	Manifest  *agentpb.DescribeResponse
 }
 
 // Load reads a file or a directory of *.hcl as one configuration. It finds every mistake it can in one run. With
@@ -110,7 +121,9 @@ type loader struct {
 	config *Config
 	root   *node
 	wasCut map[hcl.Range]bool // timeouts that were warned of
-	system string             // the system\'s name, for a host that has none
+
+	missing map[string]*Recalled // agents whose program is not there and that are known from before, by label
+	system  string               // the system\'s name, for a host that has none
 }
 
 // file is one source.
@@ -133,7 +146,7 @@ func newLoader(o Options) *loader {
 	}
 	return &loader{
 		opts:   o,
-		locals: map[string]*local{},
+		locals: map[string]*local{}, missing: map[string]*Recalled{},
 		diags:  &Diagnostics{sources: map[string][]byte{}},
 		config: &Config{TLS: map[string]TLS{}},
 		system: systemName(),

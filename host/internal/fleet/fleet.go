@@ -36,6 +36,7 @@ type Options struct {
 	Load     Loader        // nil: nothing can be ordered
 	Metrics  *admin.Metrics
 	Pipeline *pipeline.Pipeline      // asks the agents, by the plan that the fleet makes
+	Strict   bool                    // an agent that does not start is an error at Launch, even one that has run before
 	Asking   func() pipeline.Options // of a pipeline that asks other agents than Pipeline does, or asks them in another way
 
 	InForce func() *config.Config // the configuration that the host works by
@@ -69,6 +70,8 @@ type Member struct {
 	Line  *agent.Line  // nil: it does not run
 	Agent *agent.Agent // that holds the line
 	trial *trial       // a candidate beside it; nil: none
+
+	absent bool // Agent has never been up, see orAbsent
 }
 
 // New is a fleet of which nothing runs yet.
@@ -99,7 +102,8 @@ func Facts(c *config.Config, version string) *agentpb.HostFacts {
 	return facts
 }
 
-// Launch starts every enabled agent, all at once, and makes the first plan.
+// Launch starts every enabled agent, all at once, and makes the first plan. An agent that does not start is replaced by
+// its last good generation; where that does not start either the host goes on without it, see Options.Strict.
 func (f *Fleet) Launch(ctx context.Context) (err error) {
 	if f.records, err = openRecords(f.Config.Host.DataDir); err != nil {
 		return err
@@ -111,7 +115,7 @@ func (f *Fleet) Launch(ctx context.Context) (err error) {
 	defer f.changing.Unlock()
 	c := f.Config
 	facts := Facts(c, f.Version)
-	err = f.carryOut(ctx, f.steps(f.settle(c.Agents), facts), facts, f.orLastGood)
+	err = f.carryOut(ctx, f.steps(f.settle(c.Agents), facts), facts, f.rescue)
 	if err == nil {
 		f.Changed(f.Running())
 		f.resumeTrials(ctx, c.Agents)
@@ -151,9 +155,14 @@ func (f *Fleet) Members() (list []*Member) {
 
 // changed wakes the messages that wait for an agent that is back.
 func (f *Fleet) changed(name string) {
-	if m := f.member(name); m != nil && m.Line != nil && m.Agent.Ready() {
-		f.wake(name)
+	m := f.member(name)
+	if m == nil || m.Line == nil || !m.Agent.Ready() {
+		return
 	}
+	if m.absent {
+		f.arrive(name)
+	}
+	f.wake(name)
 }
 
 // wake has the messages that wait for an agent tried again, where this process owns them.

@@ -76,6 +76,8 @@ func (f *Fleet) wanted(ctx context.Context, m *Member, o *override) (*config.Age
 				o.apply(a)
 			}
 		},
+		// Whether the program that is ordered starts is seen when it does; that of another agent is no matter of this order.
+		Recall: func(_ config.Host, a config.Agent) *config.Recalled { return f.records.of(a.Name).recall(&a) },
 	})
 	if err != nil {
 		return nil, err

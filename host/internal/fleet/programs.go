@@ -130,9 +130,9 @@ func (f *Fleet) lock() {
 	}
 	now := &catalog.Lock{}
 	for _, m := range f.Members() {
-		if one := lockedAs(m); one != nil {
+		if one := lockedAs(m); one != nil && !m.absent {
 			now.Agents = append(now.Agents, *one)
-		} else if was := before.Of(m.Spec.Name); was.Name != "" && !m.Spec.Enabled {
+		} else if was := before.Of(m.Spec.Name); was.Name != "" && (m.absent || !m.Spec.Enabled) {
 			now.Agents = append(now.Agents, was)
 		}
 	}

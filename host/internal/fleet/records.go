@@ -70,6 +70,7 @@ type override struct {
 type agentRecord struct {
 	Override *override   `json:"override,omitempty"`
 	Current  *generation `json:"current,omitempty"`  // the last good one
+	Known    *known      `json:"known,omitempty"`    // what Current asks for
 	Previous *generation `json:"previous,omitempty"` // what rollback goes back to
 	Trial    *trialOrder `json:"trial,omitempty"`
 }
@@ -217,8 +218,14 @@ func (f *Fleet) Override(_ config.Host, a *config.Agent) { f.records.of(a.Name).
 // Overrides applies what was ordered by command to the agents of a configuration, for config.Options. A file that
 // cannot be read is told by Launch.
 func Overrides() func(config.Host, *config.Agent) {
+	record := recorded()
+	return func(host config.Host, a *config.Agent) { record(host, a.Name).apply(a) }
+}
+
+// recorded reads what is kept of agents, each data directory once. What cannot be read is as if it were not there.
+func recorded() func(config.Host, string) agentRecord {
 	opened := map[string]*agentRecords{}
-	return func(host config.Host, a *config.Agent) {
+	return func(host config.Host, name string) agentRecord {
 		r := opened[host.DataDir]
 		if r == nil {
 			var err error
@@ -227,7 +234,7 @@ func Overrides() func(config.Host, *config.Agent) {
 			}
 			opened[host.DataDir] = r
 		}
-		r.of(a.Name).apply(a)
+		return r.of(name)
 	}
 }
 

@@ -59,6 +59,7 @@ type step struct {
 	tried      *agent.Agent // started to be tried beside it
 	configured bool         // was.Agent has taken the new configuration
 	vacated    bool         // was.Agent has gone already
+	absent     bool         // fresh could not be started, see orAbsent
 }
 
 // steps compares what is to run with what runs. Without facts nothing was told of the host yet.
@@ -210,7 +211,7 @@ func (c *Change) List() (list []admin.Change) {
 
 // carryOut does all steps or none. rescue may start something else where a generation does not start; nil: nothing is
 // rescued.
-func (f *Fleet) carryOut(ctx context.Context, steps []*step, facts *agentpb.HostFacts, rescue func(context.Context, *step) error) error {
+func (f *Fleet) carryOut(ctx context.Context, steps []*step, facts *agentpb.HostFacts, rescue func(context.Context, *step, error) error) error {
 	if err := f.prepare(ctx, steps, rescue); err != nil {
 		f.undo(steps)
 		return err
@@ -257,7 +258,7 @@ func (s *step) change() (admin.Change, bool) {
 }
 
 // prepare does everything that can fail.
-func (f *Fleet) prepare(ctx context.Context, steps []*step, rescue func(context.Context, *step) error) error {
+func (f *Fleet) prepare(ctx context.Context, steps []*step, rescue func(context.Context, *step, error) error) error {
 	if err := f.startAll(ctx, steps, rescue); err != nil {
 		return err
 	}
@@ -289,14 +290,14 @@ func (f *Fleet) prepare(ctx context.Context, steps []*step, rescue func(context.
 }
 
 // startAll starts new generations beside the old ones, all at once.
-func (f *Fleet) startAll(ctx context.Context, steps []*step, rescue func(context.Context, *step) error) error {
+func (f *Fleet) startAll(ctx context.Context, steps []*step, rescue func(context.Context, *step, error) error) error {
 	errs := make([]error, len(steps))
 	var starting sync.WaitGroup
 	for i, s := range steps {
 		if s.action == actStart || s.action == actReplace {
 			starting.Go(func() {
 				if errs[i] = f.start(ctx, s); errs[i] != nil && rescue != nil {
-					errs[i] = errors.Join(errs[i], rescue(ctx, s))
+					errs[i] = errors.Join(errs[i], rescue(ctx, s, errs[i]))
 				}
 				if s.fresh != nil {
 					errs[i] = nil
@@ -390,20 +391,24 @@ func (f *Fleet) undo(steps []*step) {
 	}
 }
 
-// revive starts the generation that had made room for one that did not start.
+// revive starts the generation that had made room for one that did not start. When it does not start either, it is tried
+// again and again.
 func (f *Fleet) revive(s *step) {
-	old, err := agent.Launch(f.drain, f.options(s.was.Spec, f.told()))
+	options := f.options(s.was.Spec, f.told())
+	old, err := agent.Launch(f.drain, options)
 	if err != nil {
 		f.Logger.Error("agent cannot be started again as it was", "agent", s.name, "error", err)
-		s.was.Line.Exchange(s.was.Agent) // what comes fails at once, and on_failure follows
-		return
+		old = agent.Absent(options, s.was.Agent.Manifest(), s.was.Agent.Subscriptions(), err)
 	}
 	again := *s.was
-	again.Agent = old
+	again.Agent, again.absent = old, err != nil
 	f.mu.Lock()
 	f.members[s.name] = &again
 	f.mu.Unlock()
 	again.Line.Exchange(old)
+	if err != nil {
+		go f.changed(s.name) // it may be up already
+	}
 }
 
 // commit makes what was prepared effective, between two events.
@@ -448,13 +453,13 @@ func (f *Fleet) succeed(s *step) *Member {
 	case s.action == actStop, !s.spec.Enabled:
 		return m
 	case s.fresh == nil:
-		m.Line, m.Agent, m.trial = s.was.Line, s.was.Agent, s.was.trial
+		m.Line, m.Agent, m.trial, m.absent = s.was.Line, s.was.Agent, s.was.trial, s.was.absent
 		if s.action == actTrial {
 			m.Spec = s.was.Spec
 		}
 		return m
 	}
-	m.Agent = s.fresh
+	m.Agent, m.absent = s.fresh, s.absent
 	if s.runs() && (s.vacated || s.sameConversation()) {
 		m.Line = s.was.Line
 		m.Line.Exchange(s.fresh)
@@ -574,6 +579,9 @@ func (f *Fleet) note(s *step) {
 		f.Logger.Info("agent was taken out", "agent", s.name, "why", s.why)
 		return
 	}
+	if m.absent {
+		return // it is no good generation
+	}
 	version := m.Agent.Manifest().GetVersion()
 	f.Logger.Info("agent was changed", "agent", s.name, "how", string(s.action), "why", s.why, "version", version)
 	now := generationOf(&m.Spec, version)
@@ -583,6 +591,9 @@ func (f *Fleet) note(s *step) {
 		}
 		if !r.Current.same(now) {
 			r.Current = now
+		}
+		if k := knownOf(m); k != nil {
+			r.Known = k
 		}
 	})
 	if err != nil {
