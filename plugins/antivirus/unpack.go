@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -229,68 +228,19 @@ func (r *reading) add(o *object) error {
 	return nil
 }
 
-// hidden finds other structures in a part: by a second Content-Type, by a boundary that was given twice, is missing or
-// does not match, or goes on behind its end.
+// hidden reads a part as other readers of mail might.
 func (r *reading) hidden() error {
-	p := r.part
-	types := strings.Join(p.Header.All("Content-Type"), " ; ")
-	if !strings.Contains(strings.ToLower(types), "multipart/") {
-		return nil
+	found, err := r.part.Hidden()
+	if err != nil {
+		return err
 	}
-	own := p.Params["boundary"]
-	working := len(p.Parts) > 0
-	start := p.Content
-	var others []string
-	for _, b := range boundariesIn(types) {
-		if b != own && len(others) < 4 {
-			others = append(others, b)
+	for _, other := range found {
+		if r.room -= other.Body.Size(); r.room < 0 {
+			return errUnpacked
 		}
-	}
-	if !working {
-		guess, err := guessBoundary(p.Raw())
-		if err != nil {
-			return fmt.Errorf("reading a part: %w", err)
-		}
-		if guess != "" && !slices.Contains(others, guess) {
-			others = append(others, guess)
-		}
-	}
-	for _, b := range others {
-		if err := r.again(b, start); err != nil {
+		if err := r.message(other.Header, other.Body, r.target, r.depth); err != nil {
 			return err
 		}
 	}
-	if working && own != "" {
-		return r.again(own, p.Parts[len(p.Parts)-1].End)
-	}
 	return nil
-}
-
-// again reads the content from start on as a multipart with that boundary, if it has any parts by it.
-func (r *reading) again(boundary string, start int64) error {
-	at, err := opening(io.NewSectionReader(r.body, start, r.part.End-start), boundary)
-	if err != nil {
-		return fmt.Errorf("reading a part: %w", err)
-	}
-	if at < 0 {
-		return nil
-	}
-	tail := io.NewSectionReader(r.body, start+at, r.part.End-start-at)
-	if r.room -= tail.Size(); r.room < 0 {
-		return errUnpacked
-	}
-	header := "Content-Type: multipart/mixed; boundary=\"" + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(boundary) + "\"\r\n"
-	return r.message([]byte(header), tail, r.target, r.depth)
-}
-
-var boundaryParameter = regexp.MustCompile(`(?i)boundary\s*=\s*(?:"([^"\r\n]{1,200})"|([^\s;"]{1,200}))`)
-
-// boundariesIn the text of Content-Type fields.
-func boundariesIn(types string) (list []string) {
-	for _, m := range boundaryParameter.FindAllStringSubmatch(types, 8) {
-		if b := m[1] + m[2]; !slices.Contains(list, b) {
-			list = append(list, b)
-		}
-	}
-	return list
 }

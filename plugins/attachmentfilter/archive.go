@@ -38,6 +38,8 @@ func opener(k kind, mediaType, file string) (open openFunc, nests bool) {
 	switch {
 	case known[k] != nil:
 		return known[k], true
+	case k == "" && (strings.EqualFold(path.Ext(file), ".zip") || strings.HasPrefix(mediaType, "application/zip")):
+		return openZip, true // unpackers look for its directory at the end, whatever stands in front
 	case k == "ole":
 		return openOLE, false
 	case strings.HasPrefix(mediaType, "message/"), strings.EqualFold(path.Ext(file), ".eml"):
@@ -61,19 +63,7 @@ func openMessage(s *scan, file string, r *bufio.Reader, depth int) error {
 		return err
 	}
 	header, body := splitMessage(data)
-	tree, err := s.parse(header, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	for p := range tree.Leaves() {
-		if s.files++; s.files > s.MaxFiles {
-			return fmt.Errorf("%w: more than %d files", errLimit, s.MaxFiles)
-		}
-		if err := s.leaf(p, file, depth); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.inner(header, bytes.NewReader(body), file, depth)
 }
 
 // splitMessage at its first empty line.
@@ -137,11 +127,11 @@ func openZip(s *scan, file string, r *bufio.Reader, depth int) error {
 	archive.RegisterDecompressor(zipBzip2, zipDecompressor(func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }))
 	archive.RegisterDecompressor(zipOldZstd, zipDecompressor(newZstd))
 	archive.RegisterDecompressor(zipZstd, zipDecompressor(newZstd))
-	listed := map[int64]bool{}
+	listed := map[int64]string{}
 	for _, f := range archive.File {
 		offset, err := f.DataOffset()
 		if err == nil {
-			listed[offset] = true
+			listed[offset] = f.Name
 		}
 		if err := s.zipMember(file, f, depth); err != nil {
 			return err
@@ -205,6 +195,9 @@ func (s *scan) zipMember(archive string, f *zip.File, depth int) error {
 	if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 {
 		return nil
 	}
+	if name := zipUnicodeName(f.Extra); name != "" && s.judge(archive+"/"+name, []string{baseOf(name)}, nil) {
+		return nil
+	}
 	return s.member(archive, f.Name, depth, func() (io.Reader, error) {
 		switch {
 		case f.Flags&zipEncrypted != 0:
@@ -217,9 +210,26 @@ func (s *scan) zipMember(archive string, f *zip.File, depth int) error {
 	})
 }
 
-// zipLocals judges the names in local headers that the directory does not list: unpackers that read from the start
-// find these files too.
-func (s *scan) zipLocals(archive string, data []byte, depth int, listed map[int64]bool) error {
+// zipUnicodeName is the name that many unpackers prefer to the one in the header (APPNOTE.TXT section 4.6.9): they ought to
+// compare a checksum of that first, which is not believed here.
+func zipUnicodeName(extra []byte) string {
+	const id, fixed = 0x7075, 5 // version and checksum
+	for len(extra) >= 4 {
+		size := int(binary.LittleEndian.Uint16(extra[2:]))
+		if len(extra) < 4+size {
+			return ""
+		}
+		if binary.LittleEndian.Uint16(extra) == id && size > fixed {
+			return string(extra[4+fixed : 4+size])
+		}
+		extra = extra[4+size:]
+	}
+	return ""
+}
+
+// zipLocals judges the names in local headers that the directory does not list, or lists by other names: unpackers that
+// read from the start find these. listed has the names in the directory by where the content of the file is.
+func (s *scan) zipLocals(archive string, data []byte, depth int, listed map[int64]string) error {
 	const fixed = 30
 	for at := 0; ; {
 		i := bytes.Index(data[at:], []byte("PK\x03\x04"))
@@ -232,14 +242,19 @@ func (s *scan) zipLocals(archive string, data []byte, depth int, listed map[int6
 		end := name + int(binary.LittleEndian.Uint16(header[26:]))
 		content := end + int(binary.LittleEndian.Uint16(header[28:]))
 		at += 4
-		if content > len(data) || listed[int64(content)] {
+		if content > len(data) {
 			continue
 		}
 		if binary.LittleEndian.Uint16(header[4:])&0xff > 63 { // no version of the format
 			continue
 		}
-		if err := s.member(archive, string(data[name:end]), depth, nil); err != nil {
-			return err
+		for _, local := range []string{string(data[name:end]), zipUnicodeName(data[end:content])} {
+			if local == "" || listed[int64(content)] == local {
+				continue
+			}
+			if err := s.member(archive, local, depth, nil); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -15,8 +15,13 @@ import (
 // Filter judges the files of a message at the end of data.
 type Filter struct {
 	Config
-	rules []*rule // the first that matches a file decides
+	rules []*rule       // the first that matches a file decides
+	turns chan struct{} // a token for each message that is being taken to pieces
 }
+
+// atOnce messages are taken to pieces. It is work for the processor alone, so more at once make each slower, until all are too
+// late where some would have been in time; and each may hold what an archive unpacks to.
+const atOnce = 2
 
 // Reasons in the ledger.
 const (
@@ -51,6 +56,12 @@ func strictness(action string) int { return slices.Index(actions[:], action) }
 func (f *Filter) OnEndOfData(ctx context.Context, e *sdk.DataEvent) sdk.Verdict {
 	ctx, cancel := hurry(ctx)
 	defer cancel()
+	select {
+	case f.turns <- struct{}{}:
+		defer func() { <-f.turns }()
+	case <-ctx.Done():
+		return sdk.Undetermined("Timeout", errors.New("too many messages at once to take this one to pieces in time"))
+	}
 	s := f.newScan(ctx, e.Body().Size())
 	err := s.message(e.Headers.Block(), e.Body())
 	switch {
@@ -103,9 +114,12 @@ func (f *Filter) verdict(e *sdk.DataEvent, s *scan, worst finding) sdk.Verdict {
 // strip replaces the parts that hold something unwanted by a notice each. The message keeps its structure.
 func (f *Filter) strip(e *sdk.DataEvent, s *scan) sdk.Verdict {
 	patch := e.Patch()
-	done := map[*mime.Part]bool{}
+	unwanted, done := map[*mime.Part]bool{}, map[*mime.Part]bool{}
 	for _, found := range s.findings {
-		if found.action != "strip" || found.part == nil || done[found.part] {
+		unwanted[found.part] = unwanted[found.part] || found.action == "strip"
+	}
+	for _, found := range s.findings {
+		if found.action != "strip" || found.part == nil || done[found.part] || within(found.part, unwanted) {
 			continue
 		}
 		done[found.part] = true
@@ -113,6 +127,16 @@ func (f *Filter) strip(e *sdk.DataEvent, s *scan) sdk.Verdict {
 		patch.ReplacePart(found.part, mime.Text(strings.ToValidUTF8(notice, "?")+"\n"))
 	}
 	return sdk.Continue().Edit(patch).Count("stripped", len(done))
+}
+
+// within reports whether a part stands in one of others.
+func within(p *mime.Part, others map[*mime.Part]bool) bool {
+	for p = p.Parent; p != nil; p = p.Parent {
+		if others[p] {
+			return true
+		}
+	}
+	return false
 }
 
 // data for the ledger.

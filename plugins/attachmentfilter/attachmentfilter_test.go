@@ -491,9 +491,10 @@ func TestConfiguration(t *testing.T) {
 		`names = ["*.iso", "["]`: `names[1]: "[" is not a pattern`,
 		`types = ["a b"]`:        `types[0]: "a b" is no media type`,
 		`action = "drop"`:        `action: `,
-		"entry {\n action = \"strip\"\n}\nentry {\n action = \"strip\"\n types = [\"x;y\"]\n}": `entry[1].types[0]: "x;y" is no media type`,
-		"response = \"two\\nlines\"": `response: a reply is one line of ASCII`,
-		`max_depth = 0`:              `max_depth: `,
+		"entry {\n action = \"strip\"\n names = [\"*.x\"]\n}\nentry {\n action = \"strip\"\n types = [\"x;y\"]\n}": `entry[1].types[0]: "x;y" is no media type`,
+		"entry {\n action = \"allow\"\n}": `entry[0]: it has neither names nor types`,
+		"response = \"two\\nlines\"":      `response: a reply is one line of ASCII`,
+		`max_depth = 0`:                   `max_depth: `,
 	} {
 		got := agenttest.Diagnostics(t, New, config)
 		if want == "" && len(got) > 0 || want != "" && !slices.ContainsFunc(got, func(d string) bool { return strings.Contains(d, want) }) {

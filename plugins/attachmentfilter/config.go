@@ -45,8 +45,11 @@ const (
 
 // New checks cfg. It is called for every new configuration.
 func New(cfg Config, r *sdk.Registrar) (*Filter, error) {
-	f := &Filter{Config: cfg}
+	f := &Filter{Config: cfg, turns: make(chan struct{}, atOnce)}
 	for i, e := range cfg.Entries {
+		if len(e.Names)+len(e.Types) == 0 {
+			return nil, r.At("entry", i).Errorf("it has neither names nor types, so it is about no file")
+		}
 		rule, err := newRule(r, e, "entry", i)
 		if err != nil {
 			return nil, err

@@ -54,19 +54,68 @@ func (s *scan) add(x finding) {
 	s.findings = append(s.findings, x)
 }
 
-// message looks at each leaf of a message.
+// message looks at each leaf of a message, and at what other readers of mail might take its multiparts for.
 func (s *scan) message(header []byte, body mime.Body) error {
 	tree, err := s.parse(header, body)
 	if err != nil {
 		return err
 	}
-	for p := range tree.Leaves() {
+	for p := range tree.All() {
 		s.part = p
-		if err := s.leaf(p, "", 0); err != nil {
+		if len(p.Parts) == 0 {
+			err = s.leaf(p, "", 0)
+		}
+		if err == nil {
+			err = s.hidden(p, "", 0)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	s.part = nil
+	return nil
+}
+
+// hidden looks at the other readings of a multipart, and at theirs. They count like archives.
+func (s *scan) hidden(p *mime.Part, inside string, depth int) error {
+	readings, err := p.Hidden()
+	if err != nil {
+		return err
+	}
+	for _, r := range readings {
+		if err := s.grow(r.Body.Size()); err != nil {
+			return err
+		}
+		if depth >= s.MaxDepth {
+			return fmt.Errorf("%w: multiparts that can be read in more than %d ways", errLimit, s.MaxDepth)
+		}
+		if err := s.inner(r.Header, r.Body, inside, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inner looks at a message in a message. inside is where it was found.
+func (s *scan) inner(header []byte, body mime.Body, inside string, depth int) error {
+	tree, err := s.parse(header, body)
+	if err != nil {
+		return err
+	}
+	for p := range tree.All() {
+		if len(p.Parts) == 0 {
+			if s.files++; s.files > s.MaxFiles {
+				return fmt.Errorf("%w: more than %d files", errLimit, s.MaxFiles)
+			}
+			err = s.leaf(p, inside, depth)
+		}
+		if err == nil {
+			err = s.hidden(p, inside, depth)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

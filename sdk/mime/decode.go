@@ -2,6 +2,7 @@ package mime
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -30,6 +31,8 @@ func (p *Part) DecodedText(limit int64) (text string, more bool, err error) {
 	charset := strings.ToLower(strings.TrimSpace(p.Params["charset"]))
 	switch charset {
 	case "", "utf-8", "us-ascii", "utf8", "ascii":
+	case "utf-7", "unicode-1-1-utf-7":
+		r, err = utf7Reader(io.LimitReader(r, limit+1))
 	default:
 		enc, lookupErr := htmlindex.Get(charset)
 		if lookupErr != nil {
@@ -37,12 +40,12 @@ func (p *Part) DecodedText(limit int64) (text string, more bool, err error) {
 		}
 		r = enc.NewDecoder().Reader(r)
 	}
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	b, failed := io.ReadAll(io.LimitReader(r, limit+1))
 	if int64(len(b)) > limit {
 		b, more = b[:limit], true
 	}
-	if err != nil {
-		p.defect(fmt.Sprintf("content does not decode: %v", err))
+	if failed = cmp.Or(err, failed); failed != nil {
+		p.defect(fmt.Sprintf("content does not decode: %v", failed))
 	}
 	return strings.ToValidUTF8(string(b), "\uFFFD"), more, nil
 }

@@ -113,6 +113,9 @@ func DecodeWords(s string) string {
 
 // charsetReader reads an unknown charset as ISO 8859-1, as DecodedText does, so that one such word hides no others.
 func charsetReader(charset string, r io.Reader) (io.Reader, error) {
+	if isUTF7(charset) {
+		return utf7Reader(r)
+	}
 	enc, err := htmlindex.Get(charset)
 	if err != nil {
 		enc, err = htmlindex.Get("windows-1252")

@@ -148,7 +148,7 @@ func (p *Part) describe(inside *Part) {
 		p.Filename = p.Params["name"]
 	}
 	p.Encoding = "7bit"
-	if v := strings.ToLower(strings.TrimSpace(stripComments(p.Header.Get("Content-Transfer-Encoding")))); v != "" {
+	if v := strings.Trim(strings.ToLower(stripComments(p.Header.Get("Content-Transfer-Encoding"))), " \t\""); v != "" {
 		p.Encoding = v
 	}
 }

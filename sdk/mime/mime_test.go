@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -170,6 +171,99 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// Where readers of mail differ about a name, a file has all of them.
+func TestNamesThatReadersMayTake(t *testing.T) {
+	const octets = "Content-Type: application/octet-stream"
+	for field, want := range map[string]string{
+		octets + `; name="x.txt"; name="x.js"`:                                             "x.js",
+		octets + "; name='x.js'":                                                           "x.js",
+		octets + ` name="x.js"`:                                                            "x.js",
+		octets + `, name=x.js, size=1`:                                                     "x.js",
+		octets + "; NAME = x.js (script)":                                                  "x.js",
+		octets + "; name=my x.js":                                                          "my x.js",
+		octets + `; name="=?utf-8?B?eC5qcw?="`:                                             "x.js",
+		octets + `; name="=?utf-8?B?eC=5qcw==?="`:                                          "x.js",
+		octets + `; name="=?utf-7?Q?x+AC4-js?="`:                                           "x.js",
+		octets + `; name="=?utf-8*en?Q?x=2Ejs?="`:                                          "x.js",
+		octets + `; name="=?x?B?eC4?= =?utf-8?Q?js?="`:                                     "x.js",
+		"Content-Disposition: filename=x.js":                                               "x.js",
+		"Content-Disposition: attachment; filename*=utf-16be''%00x%00.%00j%00s":            "x.js",
+		`Content-Disposition: attachment; filename*0="x."; filename*2="js"`:                "x.js",
+		`Content-Disposition: attachment; filename*1="s"; filename*0*=utf-8''x%2Ej; x="y"`: "x.js",
+		`Content-Disposition: attachment; filename="a.txt"; filename*="x.js"`:              "x.js",
+		octets + strings.Repeat(";\n name=a.txt", 10_000) + ";\n name=x.js":                "x.js",
+		octets + "; name=\"" + strings.Repeat("name=", 1000) + "x.js\"; name=\"x.js":       "x.js",
+	} {
+		tree, err := parse(t, field+"\n\nx", Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if names := tree.Root.Names(); !slices.Contains(names, want) {
+			t.Errorf("%.120s has the names %.300q", field, names)
+		}
+	}
+}
+
+func TestUTF7(t *testing.T) {
+	for in, want := range map[string]string{
+		"hello": "hello", "1 +- 1": "1 + 1", "A+ImIDkQ.": "A\u2262\u0391.", "+ADw-b+AD4-": "<b>", "Hi Mom -+Jjo--!": "Hi Mom -\u263a-!", "+": "+", "+AGE": "a",
+	} {
+		if got := fromUTF7(in); got != want {
+			t.Errorf("%q is %q, want %q", in, got, want)
+		}
+	}
+	tree, err := parse(t, "Subject: =?utf-7?Q?+AGE-b?=\nContent-Type: text/html; charset=UTF-7\n\n+ADw-b+AD4-", Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, _, _ := tree.Root.DecodedText(100); text != "<b>" || tree.Root.Header.Decoded("Subject") != "ab" {
+		t.Errorf("text %q, subject %q", text, tree.Root.Header.Decoded("Subject"))
+	}
+}
+
+// What other readers of mail find in a multipart is found in one of its readings.
+func TestHidden(t *testing.T) {
+	const evil = "Content-Type: text/plain; name=x.js\n\nvar\n"
+	for name, msg := range map[string]string{
+		"behind the end":         "Content-Type: multipart/mixed; boundary=b\n\n--b\n\nhi\n--b--\n--b\n" + evil,
+		"a second boundary":      "Content-Type: multipart/mixed; boundary=b; boundary=c\n\n--c\n" + evil + "--c--\n--b\n\nhi\n--b--\n",
+		"a second Content-Type":  "Content-Type: multipart/mixed; boundary=b\nContent-Type: multipart/mixed; boundary=\"c\"\n\n--c\n" + evil + "--c--\n--b\n\nhi\n--b--\n",
+		"none is named":          "Content-Type: multipart/mixed\n\n--c\n" + evil + "--c--\n",
+		"an empty one is named":  "Content-Type: multipart/mixed; boundary=\"\"\n\n--c\n" + evil + "--c--\n",
+		"it is not that one":     "Content-Type: multipart/mixed; boundary=d\n\n--c\n" + evil + "--c--\n",
+		"with quotes and blanks": "Content-Type: multipart/mixed; boundary=d; boundary=\"c d\"\n\n--c d\n" + evil + "--c d--\n",
+	} {
+		tree, err := parse(t, msg, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		readings, err := tree.Root.Hidden()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, r := range readings {
+			other, err := Parse(context.Background(), r.Header, r.Body, Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for p := range other.Leaves() {
+				names = append(names, p.Names()...)
+			}
+		}
+		if !slices.Contains(names, "x.js") {
+			t.Errorf("%s: %d readings with the names %q", name, len(readings), names)
+		}
+	}
+	tree, err := parse(t, "Content-Type: multipart/mixed; boundary=b\n\n--b\n"+evil+"--b--\n", Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if readings, err := tree.Root.Hidden(); err != nil || len(readings) > 0 {
+		t.Errorf("a message in order has %d other readings, %v", len(readings), err)
+	}
+}
+
 func TestDecodeWords(t *testing.T) {
 	for in, want := range map[string]string{
 		"=?utf-8?q?gr=C3=BC=C3=9Fe?=":          "gr\u00fc\u00dfe",
@@ -216,6 +310,8 @@ func FuzzParse(f *testing.F) {
 	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b\n--b\n--b--")
 	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: message/rfc822\n\nContent-Type: multipart/mixed; boundary=c\n\n--b--\n")
 	f.Add("Content-Type: multipart/mixed; boundary=b\n\n--b x\n\n--b-- y\n")
+	f.Add("Content-Type: multipart/mixed; boundary=b; boundary*1=c; name*0*=utf-7''%2bA; name*2=\"=?x?b?A?=\"; name=\n\n--c\n\n--b--\n--b\n")
+	f.Add("Content-Type: text/plain; charset=utf-7; name=\"=?utf-7?q?+?= =?utf-16?b?//4?=\n\n+AGE")
 	f.Fuzz(func(t *testing.T, msg string) {
 		tree, err := parse(t, msg, Limits{Depth: 10, Parts: 100})
 		if err != nil {
@@ -230,6 +326,14 @@ func FuzzParse(f *testing.F) {
 			}
 			if _, _, err := p.DecodedText(1000); err != nil {
 				t.Fatal(err)
+			}
+			_, _ = p.Names(), p.Types()
+			readings, err := p.Hidden()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range readings {
+				_, _ = Parse(context.Background(), r.Header, r.Body, Limits{Depth: 10, Parts: 100})
 			}
 		}
 	})
