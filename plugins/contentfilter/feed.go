@@ -10,6 +10,7 @@ import (
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/feed"
+	"github.com/posternmail/postern/sdk/mailfile"
 	"github.com/posternmail/postern/sdk/match"
 )
 
@@ -86,8 +87,8 @@ func checkModel(m *classifier.Model, b *feed.Bundle) error {
 	for kind, spam := range map[string]bool{kindCheckSpam: true, kindCheckHam: false} {
 		right, all := 0, 0
 		for name, content := range b.Files(kind) {
-			err := split(name, content, func(s stored) error {
-				features, err := s.features(context.Background(), m.Recipe, false)
+			for _, text := range mailfile.Split(content) {
+				features, err := stored{name, text}.features(context.Background(), m.Recipe, false)
 				if err != nil {
 					return err
 				}
@@ -95,10 +96,6 @@ func checkModel(m *classifier.Model, b *feed.Bundle) error {
 				if (classifier.SCL(m.Probability(features)) >= leastSpamSCL) == spam {
 					right++
 				}
-				return nil
-			})
-			if err != nil {
-				return err
 			}
 		}
 		if all == 0 {

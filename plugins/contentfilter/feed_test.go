@@ -10,6 +10,7 @@ import (
 
 	"github.com/posternmail/postern/internal/feedtest"
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
+	"github.com/posternmail/postern/sdk/mailfile"
 )
 
 // mailOf so many messages about a thing, as a mbox.
@@ -26,13 +27,12 @@ func modelOf(t *testing.T, spam, ham string) string {
 	t.Helper()
 	var examples []classifier.Example
 	for text, kind := range map[string]bool{spam: true, ham: false} {
-		err := split("mail", []byte(text), func(s stored) error {
-			features, err := s.features(context.Background(), classifier.Standard, false)
+		for _, one := range mailfile.Split([]byte(text)) {
+			features, err := stored{"mail", one}.features(context.Background(), classifier.Standard, false)
+			if err != nil {
+				t.Fatal(err)
+			}
 			examples = append(examples, classifier.Example{Features: features, Spam: kind})
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
 	}
 	m, err := classifier.Train(examples, classifier.Settings{}, time.Now())

@@ -13,6 +13,7 @@ import (
 	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
 	"github.com/posternmail/postern/sdk/agenttest"
+	"github.com/posternmail/postern/sdk/mailfile"
 	"github.com/posternmail/postern/sdk/match"
 )
 
@@ -463,7 +464,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add([]byte("Postern-Journal-Manifest: 1\n\n1 2 3\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		a := &archive{sets: map[string]*found{}}
-		for _, m := range split(text) {
+		for _, m := range mailfile.Split(text) {
 			a.message(context.Background(), "x", m)
 		}
 		_ = a.tell(&bytes.Buffer{})

@@ -7,14 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	stdmime "mime"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/posternmail/postern/sdk"
+	"github.com/posternmail/postern/sdk/mailfile"
 	"github.com/posternmail/postern/sdk/mime"
 )
 
@@ -62,64 +60,10 @@ func (a *archive) set(id string) *found {
 
 // read a mbox file, or all messages below a folder. In a Maildir tmp is left out.
 func (a *archive) read(ctx context.Context, path string) error {
-	return filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case d.IsDir() && d.Name() == "tmp" && name != path:
-			return fs.SkipDir
-		case !d.Type().IsRegular():
-			return nil
-		}
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		for i, message := range split(text) {
-			where := name
-			if i > 0 || bytes.HasPrefix(text, []byte("From ")) {
-				where = fmt.Sprintf("%s, message %d", name, i+1)
-			}
-			a.message(ctx, where, message)
-		}
+	return mailfile.Walk(ctx, path, func(name string, message []byte) error {
+		a.message(ctx, name, message)
 		return nil
 	})
-}
-
-// split a mbox at its From lines; a file without one at its start is one message.
-func split(text []byte) [][]byte {
-	if !bytes.HasPrefix(text, []byte("From ")) {
-		return [][]byte{text}
-	}
-	var all [][]byte
-	start := 0
-	for at := 1; at <= len(text); {
-		next := bytes.Index(text[at:], []byte("\nFrom "))
-		if next < 0 {
-			break
-		}
-		end := at + next + 1
-		if before := text[:end]; bytes.HasSuffix(before, []byte("\n\n")) || bytes.HasSuffix(before, []byte("\r\n\r\n")) {
-			all = append(all, withoutFrom(text[start:end]))
-			start = end
-		}
-		at = end
-	}
-	return append(all, withoutFrom(text[start:]))
-}
-
-// withoutFrom takes off the From line and the empty line that ends a message of a mbox.
-func withoutFrom(message []byte) []byte {
-	_, rest, _ := bytes.Cut(message, []byte("\n"))
-	if trimmed, ok := bytes.CutSuffix(rest, []byte("\r\n\r\n")); ok {
-		return append(bytes.Clone(trimmed), "\r\n"...)
-	}
-	if trimmed, ok := bytes.CutSuffix(rest, []byte("\n\n")); ok {
-		return append(bytes.Clone(trimmed), '\n')
-	}
-	return rest
 }
 
 // message looks at one message of the archive. Its line ends may be LF, and a mbox may have quoted its From lines.
