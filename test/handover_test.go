@@ -90,16 +90,17 @@ func (r *restarting) endAll() {
 	}
 }
 
-// owner is the pid of the process that owns the data directory.
-func (r *restarting) owner() int {
-	text, err := os.ReadFile(filepath.Join(r.Dir, "data", "owner.lock"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		r.t.Fatalf("owner.lock holds %q", text)
-	}
+// owner is the pid of the process that owns the data directory. For a moment a new owner has the lock and has not written it.
+func (r *restarting) owner() (pid int) {
+	r.t.Helper()
+	r.WaitFor("the number of an owner", func() bool {
+		text, err := os.ReadFile(filepath.Join(r.Dir, "data", "owner.lock"))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		return err == nil
+	})
 	return pid
 }
 
