@@ -213,7 +213,7 @@ func (h *Host) openPipeline(context.Context) error {
 		Metrics: h.metrics, Pipeline: h.pipeline, Asking: h.asking, InForce: h.cfg, Changed: h.setAgents, Queue: h.queue.Load,
 		Strict: h.Heir != nil, // the host that would be replaced has them all, perhaps
 	})
-	h.occasions = &occasions{h}
+	h.occasions = newOccasions(h)
 	return nil
 }
 

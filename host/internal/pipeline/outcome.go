@@ -21,6 +21,10 @@ func (r *run) close() {
 		r.reflect()
 	}
 	if store := r.conv.pipeline.options.Tables; store != nil && len(r.writes) > 0 && (!r.ev.DryRun || r.conv.pipeline.options.DryRun) {
+		if r.ev.HoldWrites {
+			r.out.Writes = r.writes
+			return
+		}
 		store.Apply(r.writes)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/posternmail/postern/host/internal/agent"
 	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/host/internal/tables"
 	"github.com/posternmail/postern/host/internal/tracking"
 	"github.com/posternmail/postern/sdk/address"
 	"github.com/posternmail/postern/sdk/agentpb"
@@ -39,6 +40,8 @@ type Event struct {
 	Arguments *agentpb.Arguments  // nil where the kind has none
 	Only      string              // the one agent to ask: OnSchedule, and who missed a message by on_failure "hold"
 	DryRun    bool
+	// HoldWrites leaves the table writes to the caller, in Outcome.Writes: what they depend on is stored first.
+	HoldWrites bool
 }
 
 // Decision is what an event comes to for a command, a message or a recipient, strongest last.
@@ -95,6 +98,7 @@ type Outcome struct {
 	Routes     map[int]string        // at OnResolved: domain to route by, by recipient index
 	Fails      []*envelope.Recipient // routing events: recipients removed with a report; Reply holds it
 	Steps      []tracking.Verdict    // for the ledger
+	Writes     []tables.Write        // with Event.HoldWrites: still to be done
 }
 
 // Spawn is a new message made by an agent.

@@ -15,11 +15,23 @@ var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadd
 // NewID makes an id of 16 characters that sorts by time: 48 bits of milliseconds since 1970, 32 random bits.
 // Sessions have such an id; the messages of a session add ".1", ".2" and so on.
 func NewID() string {
+	var random [4]byte
+	_, _ = rand.Read(random[:]) // never fails, see crypto/rand
+	return newID(time.Now(), random)
+}
+
+// DerivedID is like NewID, but the same for the same time and seed: for work that is done again after a crash.
+func DerivedID(at time.Time, seed string) string {
+	sum := sha256.Sum256([]byte(seed))
+	return newID(at, [4]byte(sum[:4]))
+}
+
+func newID(at time.Time, rest [4]byte) string {
 	var b [10]byte
 	var ms [8]byte
-	binary.BigEndian.PutUint64(ms[:], uint64(time.Now().UnixMilli()))
+	binary.BigEndian.PutUint64(ms[:], uint64(at.UnixMilli()))
 	copy(b[:6], ms[2:])
-	_, _ = rand.Read(b[6:]) // never fails, see crypto/rand
+	copy(b[6:], rest[:])
 	return idEncoding.EncodeToString(b[:])
 }
 
