@@ -15,7 +15,7 @@ type Header struct{ fields []*agentpb.HeaderField }
 
 // Field is one header field.
 type Field struct {
-	// Name as it stands in the message.
+	// Name as it stands in the message, without the blanks that RFC 5322 section 4.5 allows before the colon.
 	Name string
 	// Raw value: the octets after the colon with folds, without the final line end.
 	Raw []byte
@@ -81,10 +81,13 @@ func (h Header) Block() []byte {
 }
 
 func fieldOf(p *agentpb.HeaderField) Field {
-	return Field{Name: string(p.Name), Raw: p.Value, Index: int(p.Index)}
+	return Field{Name: string(trimBlanks(p.Name)), Raw: p.Value, Index: int(p.Index)}
 }
 
+func trimBlanks(name []byte) []byte { return bytes.TrimRight(name, " \t") }
+
 func sameName(have []byte, want string) bool {
+	have = trimBlanks(have)
 	return len(have) == len(want) && strings.EqualFold(string(have), want)
 }
 

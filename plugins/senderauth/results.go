@@ -180,10 +180,10 @@ func authservID(raw string) (id string, ok bool) {
 	if rest[0] == '"' {
 		return quotedID(rest)
 	}
-	if end := strings.IndexAny(rest, "; \t\r\n("); end >= 0 {
+	if end := strings.IndexAny(rest, "; \t\r\n(/"); end >= 0 { // a slash stood before the version in drafts
 		rest = rest[:end]
 	}
-	return rest, rest != ""
+	return strings.TrimSuffix(rest, "."), rest != ""
 }
 
 // skipComments and white space at the start (RFC 5322 section 3.2.2).

@@ -181,9 +181,11 @@ func TestActions(t *testing.T) {
 func TestForgedResultsAreRemoved(t *testing.T) {
 	a := start(t, "")
 	forged := "Authentication-Results: (x) EDGE.example 1; dmarc=pass\r\nAuthentication-Results: \"edge.example\"; spf=pass\r\n" +
+		"Authentication-Results : edge.example; arc=pass\r\nAuthentication-Results\t: edge.example.; arc=pass\r\n" +
+		"Authentication-Results: edge.example/1; arc=pass\r\n" + // as drafts of RFC 5451 wrote the version
 		"Authentication-Results: other.example; spf=pass\r\n"
 	message := send(a, "203.0.113.9", "a@z.example", forged+plain("a@z.example")).WantContinue().Message()
-	if strings.Count(strings.ToLower(message), "edge.example 1") != 0 || strings.Contains(message, `"edge.example"`) ||
+	if strings.Count(strings.ToLower(message), "edge.example 1") != 0 || strings.Contains(message, `"edge.example"`) || strings.Contains(message, "arc=pass") ||
 		!strings.Contains(message, "other.example; spf=pass") || strings.Count(message, "Authentication-Results: edge.example") != 1 {
 		t.Errorf("the header is\n%s", message)
 	}

@@ -358,7 +358,7 @@ func (o *Outcome) WantSpawn(recipient string) *Outcome {
 func texts(fields []*agentpb.HeaderField, name string) []string {
 	var all []string
 	for _, f := range fields {
-		if strings.EqualFold(string(f.GetName()), name) {
+		if sameField(f, name) {
 			all = append(all, sdk.Field{Name: string(f.GetName()), Raw: f.GetValue()}.Text())
 		}
 	}
@@ -382,7 +382,7 @@ func edited(header []*agentpb.HeaderField, body []byte, edits []*agentpb.Edit) (
 			}
 		case *agentpb.Edit_ReplaceHeader:
 			i := slices.IndexFunc(fields, func(f *agentpb.HeaderField) bool { return f.GetIndex() == e.ReplaceHeader.GetIndex() })
-			if i < 0 || !strings.EqualFold(string(fields[i].GetName()), string(e.ReplaceHeader.GetName())) {
+			if i < 0 || !sameField(fields[i], string(e.ReplaceHeader.GetName())) {
 				return nil, nil, fmt.Errorf("replaces header field %d, %q, which is not there", e.ReplaceHeader.GetIndex(), e.ReplaceHeader.GetName())
 			}
 			fields[i] = &agentpb.HeaderField{
@@ -390,7 +390,7 @@ func edited(header []*agentpb.HeaderField, body []byte, edits []*agentpb.Edit) (
 			}
 		case *agentpb.Edit_RemoveHeader:
 			fields = slices.DeleteFunc(fields, func(f *agentpb.HeaderField) bool {
-				return strings.EqualFold(string(f.GetName()), string(e.RemoveHeader.GetName())) &&
+				return sameField(f, string(e.RemoveHeader.GetName())) &&
 					(e.RemoveHeader.Index == nil || e.RemoveHeader.GetIndex() == f.GetIndex())
 			})
 		case *agentpb.Edit_Body:
@@ -434,4 +434,10 @@ func assembled(original []byte, edit *agentpb.BodyEdit) ([]byte, error) {
 func hasLoneEnds(body []byte) bool {
 	pairs := bytes.Count(body, []byte("\r\n"))
 	return bytes.Count(body, []byte("\r")) != pairs || bytes.Count(body, []byte("\n")) != pairs
+}
+
+// sameField compares names as the host does: without case, and without the blanks that RFC 5322 section 4.5 allows before the
+// colon.
+func sameField(f *agentpb.HeaderField, name string) bool {
+	return strings.EqualFold(strings.TrimRight(string(f.GetName()), " \t"), name)
 }

@@ -307,7 +307,7 @@ func parseHeader(block string) []*agentpb.HeaderField {
 
 func first(fields []*agentpb.HeaderField, name string) []byte {
 	for _, f := range fields {
-		if strings.EqualFold(string(f.GetName()), name) {
+		if sameField(f, name) {
 			return bytes.TrimSpace(f.GetValue())
 		}
 	}
@@ -317,7 +317,7 @@ func first(fields []*agentpb.HeaderField, name string) []byte {
 func count(fields []*agentpb.HeaderField, name string) int {
 	n := 0
 	for _, f := range fields {
-		if strings.EqualFold(string(f.GetName()), name) {
+		if sameField(f, name) {
 			n++
 		}
 	}

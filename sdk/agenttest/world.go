@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -145,7 +144,7 @@ func wantedFields(need *agentpb.HeaderNeed, all []*agentpb.HeaderField) []*agent
 	}
 	var wanted []*agentpb.HeaderField
 	for _, f := range all {
-		if slices.ContainsFunc(need.GetNames(), func(n string) bool { return strings.EqualFold(n, string(f.GetName())) }) {
+		if slices.ContainsFunc(need.GetNames(), func(n string) bool { return sameField(f, n) }) {
 			wanted = append(wanted, f)
 		}
 	}
