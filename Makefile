@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PROTOC_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
-.PHONY: build run test check generate bench eval-contentfilter corpora crash fire fuzz fuzz-short clean
+.PHONY: build run test check generate bench eval-contentfilter corpora crash fire vm fuzz fuzz-short clean
 
 build: ## the host at bin/postern, each agent at bin/agents/NAME
 	@mkdir -p bin/agents
@@ -67,8 +67,13 @@ crash: build ## 1,000 kills under load, reconciled; 10,000 crashes of agents tha
 corpora: build ## every message of the corpora through all agents together
 	POSTERN_CORPORA=whole go test -count 1 -v -timeout 30m -run TestCorporaThroughAllAgents ./test
 
-fire: build ## ten minutes of swaps under fire: upgrades, kills, stops and reloads under load
-	POSTERN_FIRE=10m go test -count 1 -v -timeout 30m -run TestSwapUnderFire ./test
+fire: build ## ten minutes of swaps under fire: upgrades, kills, stops and reloads under load; ten more of a host that has given up root
+	POSTERN_FIRE=10m go test -count 1 -v -timeout 50m -run TestSwapUnderFire ./test
+
+vm: ## what takes another machine, in virtual ones: control groups, systemd, the sandbox on other kernels. As root; half an hour
+	test/vm/run small
+	test/vm/run systemd 6.12
+	test/vm/run systemd
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzzer in turn, FUZZTIME each

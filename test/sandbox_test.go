@@ -17,6 +17,9 @@ import (
 func hostileAgent(t *testing.T, h *rig.Host, sandbox string) string {
 	t.Helper()
 	build := exec.Command("go", "build", "-o", filepath.Join(h.Dir, "hostile"), "github.com/posternmail/postern/test/hostile")
+	if built := filepath.Join(rig.Bin(t), "hostile"); os.Getenv("POSTERN_BIN") != "" { // where there is no compiler
+		build = exec.Command("cp", built, h.Dir)
+	}
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the hostile agent: %v\n%s", err, out)
 	}
@@ -25,6 +28,7 @@ agent "hostile" {
   priority = 20
   command  = ["{dir}/hostile"]
   timeout  = "30s"
+` + unhurried + `
   sandbox {
 ` + sandbox + `
   }
@@ -166,6 +170,10 @@ func TestMemory(t *testing.T) {
 	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
 }
 
+// unhurried are agents on a machine that may be emulated, with much else to do.
+const unhurried = `  start_timeout = "2m"
+`
+
 // hostileScene is a host with a victim that has written something and the hostile agent, and an address to connect to.
 func hostileScene(t *testing.T, mode os.FileMode, sandbox string) (h *rig.Host, out string) {
 	t.Helper()
@@ -182,7 +190,7 @@ func hostileScene(t *testing.T, mode os.FileMode, sandbox string) (h *rig.Host, 
 	if err := os.Chmod(h.Dir, mode); err != nil {
 		t.Fatal(err)
 	}
-	h.Write(plain + mockAgent("victim", 10, "record = \"secret\"\nevents = [\"OnConnect\", \"OnRcpt\"]\n") + block)
+	h.Write(plain + mockWith("victim", 10, unhurried, "record = \"secret\"\nevents = [\"OnConnect\", \"OnRcpt\"]\n") + block)
 	h.Start()
 	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
 	return h, listener.Addr().String()

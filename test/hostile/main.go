@@ -105,6 +105,12 @@ func (h *Hostile) attempt(ctx context.Context, e *sdk.DataEvent, words []string)
 	case "eat":
 		h.eat(pid)
 		return nil
+	case "feast":
+		return feast(argument)
+	case "bomb":
+		return bomb(pid)
+	case "join":
+		return os.WriteFile(argument, []byte(strconv.Itoa(os.Getpid())), 0)
 	case "fill":
 		return h.fill(argument)
 	}
@@ -163,6 +169,33 @@ func (h *Hostile) eat(megabytes int) {
 	for range megabytes {
 		h.eaten = append(h.eaten, bytes.Repeat([]byte("x"), 1<<20))
 	}
+}
+
+// feast has three processes use up so many bytes each.
+func feast(bytes string) error {
+	var eating []*exec.Cmd
+	for range 3 {
+		cmd := exec.Command("/bin/sh", "-c", "x=$(head -c "+bytes+" /dev/zero | tr '\\0' x); sleep 5")
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		eating = append(eating, cmd)
+	}
+	var failed []error
+	for _, cmd := range eating {
+		failed = append(failed, cmd.Wait())
+	}
+	return errors.Join(failed...)
+}
+
+// bomb starts so many processes that stay.
+func bomb(count int) error {
+	for i := range count {
+		if err := exec.Command("/bin/sleep", "1000").Start(); err != nil {
+			return fmt.Errorf("after %d: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // fill writes so many files of a megabyte.

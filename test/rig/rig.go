@@ -79,6 +79,7 @@ type Host struct {
 	Addr   string // of its first receive connector
 	Config string // path of its configuration
 	Binary string // the program it is started as; "" is the one of the test run
+	Cgroup string // folder of the cgroup that it is started in; "": that of the tests
 
 	t   testing.TB
 	bin string
@@ -100,6 +101,7 @@ func New(t testing.TB, hcl string) *Host {
 	}
 	h := &Host{Dir: dir, Addr: FreeAddr(t), Config: filepath.Join(dir, "config.hcl"), t: t, bin: Bin(t), log: new(lockedBuffer)}
 	h.Write(hcl)
+	h.Cgroup = newCgroup(t)
 	t.Cleanup(func() {
 		h.Kill()
 		if t.Failed() {
@@ -127,12 +129,28 @@ func (h *Host) Write(hcl string) {
 	}
 }
 
+// Patience is how long anything may take: 30 seconds, or what POSTERN_PATIENCE says, on a machine that is emulated.
+func Patience() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("POSTERN_PATIENCE")); err == nil {
+		return d
+	}
+	return 30 * time.Second
+}
+
 // Start starts the process and waits until it listens.
 func (h *Host) Start() {
 	h.t.Helper()
 	cmd := exec.Command(cmp.Or(h.Binary, filepath.Join(h.bin, "postern")), "serve", "--config", h.Config)
 	cmd.Dir = h.Dir
 	cmd.Stdout, cmd.Stderr = h.log, h.log
+	if h.Cgroup != "" {
+		dir, err := os.Open(filepath.Join(h.Cgroup, hostGroup))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	}
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
@@ -141,7 +159,7 @@ func (h *Host) Start() {
 	h.mu.Unlock()
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(Patience())
 	for time.Now().Before(deadline) {
 		select {
 		case err := <-exited:
@@ -271,15 +289,15 @@ func (h *Host) WaitDropped(n int) []string {
 	return got
 }
 
-// WaitFor waits up to 30 seconds for what must come true.
+// WaitFor waits with Patience for what must come true.
 func (h *Host) WaitFor(what string, ok func() bool) {
 	h.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(Patience()); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	h.t.Fatalf("waited 30 s for %s", what)
+	h.t.Fatalf("waited %s for %s", Patience(), what)
 }
 
 // lastPort is the port that FreeAddr has handed out last.

@@ -63,7 +63,7 @@ func (c *Client) Reply() string {
 }
 
 func (c *Client) reply() (string, error) {
-	_ = c.Conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	_ = c.Conn.SetReadDeadline(time.Now().Add(Patience()))
 	var b strings.Builder
 	for {
 		line, err := c.r.ReadString('\n')
