@@ -438,3 +438,41 @@ func TestJournalingAlternateCrash(t *testing.T) {
 		t.Errorf("the message itself arrived %d times", n)
 	}
 }
+
+// TestJournalingManifestCrash kills the host when a manifest is about to arrive: it arrives once, and its sets are in no other one.
+func TestJournalingManifestCrash(t *testing.T) {
+	t.Parallel()
+	stop, killed := make(chan struct{}), make(chan struct{})
+	var asked atomic.Int32
+	h, sink := refusedJournal(t, "spare@vault.example", func(string) string {
+		if asked.Add(1) == 2 {
+			stop <- struct{}{}
+			<-killed
+		}
+		return "250 2.1.5 taken"
+	})
+	reported(t, h, sink, "192.0.2.1", "a@sender.example", []string{"b@example.org"}, helloMessage, 0)
+	h.WaitFor("the report", func() bool { return asked.Load() == 1 })
+	waitEmpty(h)
+	h.MustPostern("table", "delete", "schedule", "journaling") // the manifest is due
+	<-stop
+	h.Kill()
+	killed <- struct{}{}
+	h.Start()
+	scheduled(h, "journaling")
+	left := queued(h) // mail of a turn that a crash may have cut off waits for that turn to be made again
+	if len(left) != 1 {
+		t.Fatalf("the queue has %+v", left)
+	}
+	h.MustPostern("queue", "retry", left[0].ID)
+	waitEmpty(h)
+	sent := 0
+	for _, r := range events(h, "SEND") {
+		if strings.HasSuffix(r.Recipients[0].Address, "@archive.example") {
+			sent++
+		}
+	}
+	if rows := h.MustPostern("table", "list", "journaling/sets"); sent != 2 || asked.Load() != 3 || strings.Contains(rows, "journal@archive.example") {
+		t.Errorf("%d messages to the journal mailbox, in %d attempts; the sets left are %s", sent, asked.Load(), rows)
+	}
+}
