@@ -51,6 +51,8 @@ var attempts = map[string]func(args []string) error{
 	"reopen":   reopen,
 	"body":     func([]string) error { _, err := unix.Pread(bodyFD, make([]byte, 1), 0); return err },
 
+	"tasks": limitOfTasks,
+
 	"tcp": dial("tcp"), "udp": sendDatagram, "unix": dial("unix"), "abstract": dial("unix"),
 	"serve":     func(args []string) error { l, err := net.Listen("tcp", args[0]); closing(l); return err },
 	"multipath": func(args []string) error { return connectBy(unix.IPPROTO_MPTCP, args[0]) },
@@ -264,4 +266,16 @@ func host(args []string) error {
 	}
 	fmt.Println("pid", cmd.Process.Pid)
 	select {}
+}
+
+// limitOfTasks fails where its processes may be more than so many.
+func limitOfTasks(args []string) error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(unix.RLIMIT_NPROC, &limit); err != nil {
+		return err
+	}
+	if most, _ := strconv.ParseUint(args[0], 10, 64); limit.Cur > most || limit.Max > most {
+		return fmt.Errorf("%d tasks, and %d", limit.Cur, limit.Max)
+	}
+	return nil
 }

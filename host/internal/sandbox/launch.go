@@ -81,6 +81,7 @@ func (l *launcher) run(spec string, say func(report) error) error {
 		// Told before memory becomes scarce. A host that ended before the signal was asked for cannot be told.
 		{"the host", func() error { return say(report{Warnings: l.warnings}) }},
 		{"memory", l.limitMemory},
+		{"threads and processes", l.limitTasks},
 	} {
 		if err := step.do(); err != nil {
 			return fmt.Errorf("sandbox: %s: %w", step.what, err)
@@ -169,12 +170,6 @@ func (l *launcher) limit() error {
 		{unix.RLIMIT_NOFILE, int64(p.Files)},
 		{unix.RLIMIT_FSIZE, p.FileSize},
 	}
-	if p.UID != 0 { // of a user who is somebody else too, the tasks of both would be counted
-		limits = append(limits, struct {
-			resource int
-			value    int64
-		}{unix.RLIMIT_NPROC, maxTasks})
-	}
 	for _, one := range limits {
 		if err := setLimit(one.resource, one.value); err != nil {
 			return err
@@ -196,9 +191,6 @@ func (l *launcher) limitMemory() error {
 	}
 	return setLimit(unix.RLIMIT_DATA, l.Policy.Memory)
 }
-
-// maxTasks are the threads and processes of all instances of an agent that has a user of its own.
-const maxTasks = 4096
 
 // setLimit sets both values, never above what there is; 0 changes nothing, -1 means none at all.
 func setLimit(resource int, value int64) error {

@@ -80,6 +80,7 @@ type order struct {
 	Args      []string
 	Env       []string
 	Namespace bool
+	Tasks     int64       `json:",omitempty"` // see tasksBeside
 	Drop      *Credential `json:",omitempty"` // be a host of this user, instead of a process under Policy
 }
 
@@ -116,7 +117,7 @@ func Launch(cmd *exec.Cmd, p Policy) (warnings []string, err error) {
 	if cmd.Err != nil {
 		return nil, cmd.Err
 	}
-	o := order{Policy: p, Path: cmd.Path, Args: cmd.Args, Env: cmd.Environ()}
+	o := order{Policy: p, Path: cmd.Path, Args: cmd.Args, Env: cmd.Environ(), Tasks: tasksBeside(p)}
 	if p.Processes > 0 && !p.Off {
 		return startApart(cmd, o)
 	}

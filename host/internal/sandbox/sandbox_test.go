@@ -17,6 +17,8 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/posternmail/postern/internal/lack"
 )
 
@@ -328,6 +330,24 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// An agent that has the host's user leaves it threads to start: without any the host would end.
+func TestTasksAreLeftToTheHost(t *testing.T) {
+	if os.Geteuid() == 0 {
+		return // for whom there is no limit; see TestAsOrdinaryUser
+	}
+	limit := syscall.Rlimit{Cur: 4000, Max: 4000}
+	must(t, syscall.Setrlimit(unix.RLIMIT_NPROC, &limit))
+	s := newScene(t, 0o755)
+	if got := s.try(t, s.policy(), "tasks", "3000"); got != "succeeded" {
+		t.Errorf("one process: %s", got)
+	}
+	p := s.policy()
+	p.Processes = 10
+	if got := s.try(t, p, "tasks", "3000"); got != "succeeded" {
+		t.Errorf("with others: %s", got)
+	}
+}
+
 // A process that leaves its session and its parent ends with the one that started it.
 func TestForkedAway(t *testing.T) {
 	modes(t, func(t *testing.T, s *scene) {
@@ -468,7 +488,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 		return // so they ran already
 	}
 	s := newScene(t, 0o755)
-	cmd := exec.Command(s.program, "-test.run=TestAttempts|TestAllowed|TestLimits|TestForkedAway|TestEndsWithHost|TestStartFails", "-test.v")
+	cmd := exec.Command(s.program, "-test.run=TestAttempts|TestAllowed|TestLimits|TestTasksAreLeft|TestForkedAway|TestEndsWithHost|TestStartFails", "-test.v")
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "TMPDIR=/tmp", "HOME=/tmp", "GORACE=atexit_sleep_ms=0"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534, Groups: []uint32{}}}
