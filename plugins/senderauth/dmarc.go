@@ -4,6 +4,7 @@ import (
 	"context"
 	"hash/fnv"
 	"io"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/net/publicsuffix"
 
 	"github.com/posternmail/postern/sdk/dkim"
+	"github.com/posternmail/postern/sdk/mime"
 )
 
 // dmarcResult is the judgement on the domain of From (RFC 7489).
@@ -65,34 +67,58 @@ func asciiDomain(domain string) string {
 	return strings.ToLower(domain)
 }
 
-// fromDomains are the domains in the From fields, each once.
+// fromDomains are the domains in the From fields, each once. Of a field that does not parse they are those that readers may
+// make out in it.
 func fromDomains(fields []string) (domains []string) {
+	add := func(domain string) {
+		if d := asciiDomain(domain); !slices.Contains(domains, d) {
+			domains = append(domains, d)
+		}
+	}
 	for _, raw := range fields {
-		for _, m := range addressesOf(raw) {
-			if d := asciiDomain(m.Domain); !slices.Contains(domains, d) {
-				domains = append(domains, d)
+		all := addressesOf(raw)
+		for _, m := range all {
+			add(m.Domain)
+		}
+		if len(all) == 0 {
+			for _, m := range likeDomain.FindAllStringSubmatch(comments.ReplaceAllString(mime.DecodeWords(raw), ""), maxFromDomains) {
+				add(blanks.ReplaceAllString(m[1], ""))
 			}
 		}
 	}
 	return domains
 }
 
+var (
+	comments   = regexp.MustCompile(`\([^()]*\)`)
+	blanks     = regexp.MustCompile(`\s+`)
+	likeDomain = regexp.MustCompile(`@\s*([\pL\pN][\pL\pN_-]*(?:\s*\.\s*[\pL\pN][\pL\pN_-]*)+)`)
+)
+
+// malformed reports whether a field has no address by the grammar.
+func malformed(fields []string) bool {
+	return slices.ContainsFunc(fields, func(raw string) bool { return len(addressesOf(raw)) == 0 })
+}
+
 // maxFromDomains that are judged. No reader sees more.
 const maxFromDomains = 10
 
 // checkDMARC of a message; id decides whether it is among the percentage that a policy is for. Of several From fields (RFC
-// 5322 section 3.6 allows one) or several domains in it readers see any, so the strictest policy that fails counts (RFC
+// 5322 section 3.6 allows one), several domains in it or one that does not parse readers see any, so the strictest policy that fails counts (RFC
 // 7489 section 6.6.1), and none of them can prove the message.
 func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult, signatures []dkim.Verification, id string) dmarcResult {
 	domains := fromDomains(fromFields)
 	switch {
 	case len(domains) == 0:
 		return dmarcResult{result: resultPermError, reason: "no domain in From"}
-	case len(domains) == 1 && len(fromFields) == 1:
+	case len(domains) == 1 && len(fromFields) == 1 && !malformed(fromFields):
 		return a.checkDomain(ctx, domains[0], s, signatures, id)
 	}
 	out := dmarcResult{result: resultPermError, reason: "several From fields"}
-	if len(fromFields) == 1 {
+	switch {
+	case malformed(fromFields):
+		out.reason = "From does not parse"
+	case len(fromFields) == 1:
 		out.reason = "several domains in From"
 	}
 	for _, domain := range domains[:min(len(domains), maxFromDomains)] {
@@ -102,6 +128,15 @@ func (a *Auth) checkDMARC(ctx context.Context, fromFields []string, s spfResult,
 		}
 	}
 	return out
+}
+
+// askPolicies of the domains that checkDMARC will ask for, so that the resolver has them when the results of the other methods
+// are there.
+func (a *Auth) askPolicies(ctx context.Context, fromFields []string) {
+	domains := fromDomains(fromFields)
+	for _, domain := range domains[:min(len(domains), maxFromDomains)] {
+		_, _, _ = a.policy(ctx, domain) // an error comes again, to checkDMARC
+	}
 }
 
 // strictness of a policy; that of no policy is -1.

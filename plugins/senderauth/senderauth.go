@@ -167,11 +167,12 @@ func (a *Auth) verify(ctx context.Context, e *sdk.DataEvent, c client) *findings
 			f.senderID = &r
 		})
 	}
-	all.Wait()
 	var from []string
 	for field := range e.Headers.All("From") {
 		from = append(from, string(field.Raw))
 	}
+	all.Go(func() { a.askPolicies(ctx, from) })
+	all.Wait()
 	f.dmarc = a.checkDMARC(ctx, from, f.spf, f.signatures, e.TrackingID)
 	if f.dmarc.result == resultFail && f.chain.Result == arc.Pass {
 		f.sealer = a.override(f.chain)

@@ -116,6 +116,23 @@ func TestSeveralFrom(t *testing.T) {
 	send(a, "192.0.2.7", "jane@x.example", "From: jane@x.example\r\n"+plain("jane@x.example")).WantContinue().WantStamp("auth.dmarc", "permerror")
 }
 
+// A From that does not parse, which mail programs show all the same, is no way around the policy of the domain in it, and
+// proves nothing.
+func TestMalformedFrom(t *testing.T) {
+	a := start(t, "dmarc_reject = \"reject\"\ntrusted_sealers = [\"lists.example\"]")
+	for _, from := range []string{
+		"jane@x.example.", "<@z.example:jane@x.example>", "jane@(who)x.example", "jane@x\r\n .example", "<jane@x.example> <a@z.example>",
+		"a@z.example; jane@x.example", "a@z.example@x.example", "\"Jane <jane@x.example>", "=?utf-8?q?jane=40x.example?=",
+	} {
+		out := send(a, "203.0.113.9", "a@z.example", plain(from)).Want(550, "5.7.1").WantReason("DMARC").WantStamp("auth.dmarc", "fail")
+		if t.Failed() {
+			t.Fatalf("From: %s: %v", from, out.Answer())
+		}
+	}
+	send(a, "192.0.2.7", "jane@x.example", plain("jane@x.example.")).WantContinue().WantStamp("auth.dmarc", "permerror")
+	send(a, "192.0.2.7", "jane@x.example", plain("Jane")).WantContinue().WantStamp("auth.dmarc", "permerror")
+}
+
 // A signature with l= proves nothing of a message that somebody has put more behind.
 func TestPartlySigned(t *testing.T) {
 	a := start(t, "")
