@@ -23,14 +23,7 @@ import (
 // delivery was in doubt. POSTERN_CRASH_ROUNDS sets the number of kills; `make crash` does 1,000.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	rounds := 12
-	if s := os.Getenv("POSTERN_CRASH_ROUNDS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rounds = n
-	}
+	rounds := number(t, "POSTERN_CRASH_ROUNDS", 12)
 	books := newBooks()
 	sink := startCrashSink(t, books)
 	h := rig.Start(t, fmt.Sprintf(`
@@ -104,6 +97,20 @@ agent "one" {
 	if len(books.promised) == 0 {
 		t.Error("no message was accepted: the test has shown nothing")
 	}
+}
+
+// number that a variable of the environment sets.
+func number(t *testing.T, variable string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return n
 }
 
 // books are what the senders were promised and what arrived.

@@ -392,14 +392,7 @@ var counter = mockAgent("one", 10, `
 // fail: no client notices any of them. POSTERN_RESTART_ROUNDS sets the number of restarts.
 func TestRestartUnderFire(t *testing.T) {
 	t.Parallel()
-	rounds := 12
-	if s := os.Getenv("POSTERN_RESTART_ROUNDS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rounds = n
-	}
+	rounds := number(t, "POSTERN_RESTART_ROUNDS", 12)
 	books := newBooks()
 	r := restartingHost(t, startCrashSink(t, books), counter)
 	whole, err := os.ReadFile(r.Config)
@@ -527,14 +520,7 @@ func (r *restarting) replaceProgram(text string) {
 // lost.
 func TestRestartAndKill(t *testing.T) {
 	t.Parallel()
-	rounds := 9
-	if s := os.Getenv("POSTERN_RESTART_ROUNDS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rounds = n
-	}
+	rounds := number(t, "POSTERN_RESTART_ROUNDS", 9)
 	books := newBooks()
 	r := restartingHost(t, startCrashSink(t, books), counter)
 	program := r.swappable()

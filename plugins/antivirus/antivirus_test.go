@@ -491,30 +491,7 @@ func fakeClamdTCP(t *testing.T, addr string) (stop func()) {
 	if err != nil {
 		lack.Of(t, "clamd's usual port: %v", err)
 	}
-	var mu sync.Mutex
-	var conns []net.Conn
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			conns = append(conns, conn)
-			mu.Unlock()
-			go serveClamd(conn, sane)
-		}
-	}()
-	stop = sync.OnceFunc(func() {
-		l.Close()
-		mu.Lock()
-		defer mu.Unlock()
-		for _, c := range conns {
-			c.Close()
-		}
-	})
-	t.Cleanup(stop)
-	return stop
+	return accept(t, l, func(conn net.Conn) { serveClamd(conn, sane) })
 }
 
 // TestDescriptor: clamd gets the descriptor that the body came with, and reads the body with it.

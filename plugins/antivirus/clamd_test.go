@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -143,18 +144,36 @@ func fakeClamd(t testing.TB, say behaviour) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	accept(t, l, func(conn net.Conn) { serveClamd(conn, say) })
+	return socket
+}
+
+// accept connections until the test ends, or stop is called, which ends them all.
+func accept(t testing.TB, l net.Listener, handle func(net.Conn)) (stop func()) {
+	var mu sync.Mutex
+	var conns []net.Conn
 	go func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
-			t.Cleanup(func() { conn.Close() })
-			go serveClamd(conn, say)
+			mu.Lock()
+			conns = append(conns, conn)
+			mu.Unlock()
+			go handle(conn)
 		}
 	}()
-	return socket
+	stop = sync.OnceFunc(func() {
+		l.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	t.Cleanup(stop)
+	return stop
 }
 
 func serveClamd(conn net.Conn, say behaviour) {

@@ -40,17 +40,7 @@ func startICAP(t testing.TB, s *icapServer) (addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			t.Cleanup(func() { conn.Close() })
-			go s.serve(conn)
-		}
-	}()
+	accept(t, l, s.serve)
 	return l.Addr().String()
 }
 
@@ -368,22 +358,13 @@ func TestICAPEarly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				head := make([]byte, 16)
-				io.ReadFull(conn, head)
-				io.WriteString(conn, "ICAP/1.0 200 OK\r\nX-Virus-ID: early\r\nEncapsulated: null-body=0\r\n\r\n")
-				time.Sleep(time.Second) // and reads nothing
-			}()
-		}
-	}()
+	accept(t, l, func(conn net.Conn) {
+		defer conn.Close()
+		head := make([]byte, 16)
+		io.ReadFull(conn, head)
+		io.WriteString(conn, "ICAP/1.0 200 OK\r\nX-Virus-ID: early\r\nEncapsulated: null-body=0\r\n\r\n")
+		time.Sleep(time.Second) // and reads nothing
+	})
 	c, err := newICAP(ICAP{URL: "icap://" + l.Addr().String() + "/x", Method: "respmod"}, Engine{MaxConnections: 1})
 	if err != nil {
 		t.Fatal(err)
