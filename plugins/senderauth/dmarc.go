@@ -4,7 +4,6 @@ import (
 	"context"
 	"hash/fnv"
 	"io"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,19 +80,13 @@ func fromDomains(fields []string) (domains []string) {
 			add(m.Domain)
 		}
 		if len(all) == 0 {
-			for _, m := range likeDomain.FindAllStringSubmatch(comments.ReplaceAllString(mime.DecodeWords(raw), ""), maxFromDomains) {
-				add(blanks.ReplaceAllString(m[1], ""))
+			for _, like := range mime.AddressLike(raw) {
+				add(like[strings.LastIndexByte(like, '@')+1:])
 			}
 		}
 	}
 	return domains
 }
-
-var (
-	comments   = regexp.MustCompile(`\([^()]*\)`)
-	blanks     = regexp.MustCompile(`\s+`)
-	likeDomain = regexp.MustCompile(`@\s*([\pL\pN][\pL\pN_-]*(?:\s*\.\s*[\pL\pN][\pL\pN_-]*)+)`)
-)
 
 // malformed reports whether a field has no address by the grammar.
 func malformed(fields []string) bool {

@@ -160,16 +160,26 @@ func (f *Filter) askRecipients(e *sdk.HeadersEvent) sdk.Verdict {
 	return v.ForRecipients(unwilling...)
 }
 
-// headerSenders are the mailboxes of From and Sender. Of a field that does not parse the first address that the
-// host made out is taken.
+// headerSenders are the mailboxes of From and Sender. Of a field that does not parse they are those that can be made out.
 func headerSenders(e *sdk.HeadersEvent) []address.Mailbox {
 	header := mime.ParseHeader(e.Headers.Block())
 	all := []address.Mailbox{e.Message.From}
+	add := func(text string) {
+		if m, err := address.Parse(text); err == nil {
+			all = append(all, m)
+		}
+	}
 	for _, name := range []string{"From", "Sender"} {
-		list, _ := header.Addresses(name)
+		list, ok := header.Addresses(name)
 		for _, a := range list {
-			if m, err := address.Parse(a.Address); err == nil {
-				all = append(all, m)
+			add(a.Address)
+		}
+		if ok {
+			continue
+		}
+		for _, value := range header.All(name) {
+			for _, like := range mime.AddressLike(value) {
+				add(like)
 			}
 		}
 	}

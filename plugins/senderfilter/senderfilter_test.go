@@ -75,6 +75,7 @@ func TestBlockedInHeader(t *testing.T) {
 	for _, header := range []string{
 		"From: Spam <spam@X.example>", "From: ok@z.example, spam@x.example", "From: ok@z.example\nSender: spam@x.example",
 		"From: =?utf-8?q?P=C3=A4?= <\"spam\"@x.example>", "From: ok@z.example\nFrom: spam@x.example", "From: Friends: spam@x.example;",
+		"From: spam@x.example.", "From: <@z.example:spam@x.example>", "From: spam@x\n .example", "From: \"Spam <spam@x.example>", // do not parse
 	} {
 		s := a.From("192.0.2.1")
 		s.Mail("ok@z.example").WantContinue()

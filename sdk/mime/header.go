@@ -5,6 +5,7 @@ import (
 	"io"
 	"mime"
 	"net/mail"
+	"regexp"
 	"strings"
 
 	"golang.org/x/text/encoding/htmlindex"
@@ -93,6 +94,25 @@ func (h Header) Addresses(name string) (list []*mail.Address, ok bool) {
 	}
 	return list, ok
 }
+
+// AddressLike finds what readers of mail may take for addresses in the text of a field that does not parse, at most 50:
+// "local@domain", the local part empty where none can be made out. Encoded words are decoded, comments and blanks around
+// dots are left out.
+func AddressLike(text string) (list []string) {
+	text = comments.ReplaceAllString(DecodeWords(unfold(text)), "")
+	for _, m := range likeDomain.FindAllStringSubmatchIndex(text, 50) {
+		local := strings.TrimRight(text[:m[0]], " \t\"")
+		local = local[strings.LastIndexAny(local, " \t<>\"(),;:@\\")+1:]
+		list = append(list, local+"@"+blanks.ReplaceAllString(text[m[2]:m[3]], ""))
+	}
+	return list
+}
+
+var (
+	comments   = regexp.MustCompile(`\([^()]*\)`)
+	blanks     = regexp.MustCompile(`\s+`)
+	likeDomain = regexp.MustCompile(`@\s*([\pL\pN][\pL\pN_-]*(?:\s*\.\s*[\pL\pN][\pL\pN_-]*)+)`)
+)
 
 func unfold(v string) string {
 	return strings.TrimSpace(strings.NewReplacer("\r\n", "", "\n", "", "\r", "").Replace(v))

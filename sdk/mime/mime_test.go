@@ -204,6 +204,19 @@ func TestNamesThatReadersMayTake(t *testing.T) {
 	}
 }
 
+func TestAddressLike(t *testing.T) {
+	for in, want := range map[string]string{
+		"a@x.example.": "a@x.example", "<@z.example:a@x.example>": "@z.example a@x.example", "a@(who)x.example": "a@x.example", "a@x\r\n .example": "a@x.example",
+		"<a@x.example> <b@z.example>": "a@x.example b@z.example", "a@z.example@x.example": "a@z.example z.example@x.example", "\"A <a@x.example>": "a@x.example",
+		"=?utf-8?q?a=40x.example?=": "a@x.example", "\"a\"@x.example;": "a@x.example", "j\u00fc@b\u00fccher.example,": "j\u00fc@b\u00fccher.example",
+		"a@b": "", "@": "", "nobody": "", strings.Repeat("a@x.example ", 1000): strings.TrimSpace(strings.Repeat("a@x.example ", 50)),
+	} {
+		if got := strings.Join(AddressLike(in), " "); got != want {
+			t.Errorf("%.60q has %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestUTF7(t *testing.T) {
 	for in, want := range map[string]string{
 		"hello": "hello", "1 +- 1": "1 + 1", "A+ImIDkQ.": "A\u2262\u0391.", "+ADw-b+AD4-": "<b>", "Hi Mom -+Jjo--!": "Hi Mom -\u263a-!", "+": "+", "+AGE": "a",
