@@ -94,6 +94,8 @@ func (j *Journal) subscribe(r *sdk.Registrar) {
 	if len(j.rules) == 0 || j.Alternate == nil {
 		r.Skip(sdk.OnDeferred, sdk.OnDelivered, sdk.OnFailed)
 	}
+	// Before sets: the first page of a turn has it.
+	j.manifested = sdk.UseTable[turnRow](r, "manifested", sdk.Key(), sdk.OnlyAt(sdk.OnSchedule))
 	j.sets = sdk.UseTable[setRow](r, "sets", sdk.Key(), sdk.MaxRows(maxSets), sdk.OnlyAt(sdk.OnRouted, sdk.OnSchedule))
 	if j.Alternate != nil {
 		j.down = sdk.UseTable[downRow](r, "unreachable", sdk.Key(sdk.Recipient),

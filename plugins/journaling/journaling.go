@@ -25,6 +25,8 @@ type Journal struct {
 	own   map[string]bool // journal mailboxes, by key
 	sets  sdk.Table[setRow]
 	down  sdk.Table[downRow]
+
+	manifested sdk.Table[turnRow] // by journal mailbox
 }
 
 // setRow remembers a set of reports until the next manifest; its key is the id of the set.
@@ -32,6 +34,12 @@ type setRow struct {
 	Mailbox string `json:"mailbox"`
 	Parts   int    `json:"parts"`
 	Message string `json:"message"`
+}
+
+// turnRow is the last turn that had manifests for a journal mailbox, and the one before it.
+type turnRow struct {
+	Turn  string `json:"turn"`
+	After string `json:"after,omitempty"` // "": it was the first
 }
 
 // downRow says that a journal mailbox cannot be delivered to.

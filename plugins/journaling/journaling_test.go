@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -386,9 +387,64 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// A manifest that is missing shows in the one that follows it, and a page of one in the others.
+func TestVerifyManifests(t *testing.T) {
+	a := agenttest.Start(t, New, everything+"key = \"a secret key\"", withInfo)
+	var all []string // report, manifest, report, manifest, ...
+	for range 3 {
+		_, made := sent(a.From("192.0.2.1"), "s@x.example", "a@y.example", message)
+		all = append(all, made...)
+		all = append(all, reports(a.Schedule(), "")...)
+		a.Advance(24 * time.Hour)
+	}
+	if len(all) != 6 {
+		t.Fatalf("%d messages", len(all))
+	}
+	paged := func(m []string, n int, from, to string) []string {
+		m[n] = strings.Replace(m[n], from, to, 1)
+		return m
+	}
+	for _, c := range []struct {
+		name    string
+		change  func([]string) []string
+		missing string
+	}{
+		{"whole", func(m []string) []string { return m }, ""},
+		{"the first day is elsewhere", func(m []string) []string { return m[2:] }, ""},
+		{"a day", func(m []string) []string { return append(m[:2:2], m[4:]...) }, "missing: the manifest of turn 20"},
+		{"a page", func(m []string) []string { return paged(m, 3, "page=1; more=false", "page=2; more=false") }, "missing: page 1 of the manifest of turn 20"},
+		{"the last page", func(m []string) []string { return paged(m, 5, "more=false", "more=true") }, "missing: page 2 of the manifest of turn 20"},
+	} {
+		archive := newArchive("")
+		for i, m := range c.change(append([]string(nil), all...)) {
+			archive.message(context.Background(), fmt.Sprint(i), []byte(m))
+		}
+		var out bytes.Buffer
+		if err := archive.tell(&out); (err == nil) != (c.missing == "") || !strings.Contains(out.String(), c.missing) || strings.Count(out.String(), "missing:") > 1 {
+			t.Errorf("%s: %v\n%s", c.name, err, &out)
+		}
+	}
+	if out, err := runVerify(t, folder(t, paged(append([]string(nil), all...), 3, "more=false", "more=true"), "\r\n")); err == nil || !strings.Contains(out, "the seal is wrong") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// Each journal mailbox gets every page of a turn, or one that is missing would not be known from one that never was.
+func TestManifestPages(t *testing.T) {
+	a := agenttest.Start(t, New, everything, withInfo)
+	for page, more := range []bool{true, false} {
+		schedule := &agentpb.ScheduleArguments{LastUnixNanos: 1e18, Page: uint32(page), More: more}
+		o := a.From("192.0.2.1").Raise(sdk.OnSchedule, &agentpb.Arguments{Event: &agentpb.Arguments_Schedule{Schedule: schedule}})
+		want := fmt.Sprintf("Postern-Journal-Turn: 20010909T014640.000000000Z; page=%d; more=%t\r\n", page+1, more)
+		if made := reports(o, ""); len(made) != 1 || !strings.Contains(made[0], want) {
+			t.Errorf("page %d: %q", page, made)
+		}
+	}
+}
+
 func runVerify(t *testing.T, path string) (string, error) {
 	t.Helper()
-	a := &archive{key: "a secret key", sets: map[string]*found{}}
+	a := newArchive("a secret key")
 	if err := a.read(context.Background(), path); err != nil {
 		t.Fatal(err)
 	}
@@ -462,8 +518,10 @@ func TestVerifyCommand(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	f.Add([]byte("From x\nPostern-Journal-Set: 1\nPostern-Journal-Part: 1 of 2\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\nx\n--b\n\ny\n--b--\n"))
 	f.Add([]byte("Postern-Journal-Manifest: 1\n\n1 2 3\n"))
+	f.Add([]byte("To: <a@b.example>\nPostern-Journal-Manifest: 1\nPostern-Journal-Turn: 0; page=2; more=true; after=1\n\n1 2 3\n"))
+	f.Add([]byte("Postern-Journal-Set: 1\nPostern-Journal-Part: 1 of 2000000000\n\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		a := &archive{sets: map[string]*found{}}
+		a := newArchive("")
 		for _, m := range mailfile.Split(text) {
 			a.message(context.Background(), "x", m)
 		}

@@ -10,7 +10,7 @@ func main() { sdk.Main(info(), New) }
 func info() sdk.Info {
 	return sdk.Info{
 		Name:     "journaling",
-		Version:  "0.2.0",
+		Version:  "0.3.0",
 		Category: sdk.Journaling,
 		Summary:  "sends reports of messages to an archive",
 		Commands: []sdk.Command{{

@@ -28,6 +28,7 @@ const (
 	digestsField  = "Postern-Journal-Digests"
 	sealField     = "Postern-Journal-Seal"
 	manifestField = "Postern-Journal-Manifest"
+	turnField     = "Postern-Journal-Turn"
 )
 
 // digests of a message, in hexadecimal SHA-256.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	stdmime "mime"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ func verify(ctx context.Context, c *sdk.Invocation) error {
 	if err := c.Config(&cfg); err != nil {
 		return err
 	}
-	a := &archive{key: cfg.Key, sets: map[string]*found{}}
+	a := newArchive(cfg.Key)
 	for _, path := range c.Args {
 		if err := a.read(ctx, path); err != nil {
 			return err
@@ -38,17 +39,43 @@ func verify(ctx context.Context, c *sdk.Invocation) error {
 type archive struct {
 	key       string
 	sets      map[string]*found
+	turns     map[string]map[string]*turn // by journal mailbox and time
 	reports   int
 	manifests int
 	others    int
 	altered   []string
 }
 
+func newArchive(key string) *archive {
+	return &archive{key: key, sets: map[string]*found{}, turns: map[string]map[string]*turn{}}
+}
+
+// maxParts is more than a message can have reports.
+const maxParts = 1_000_000
+
 // found parts of a set.
 type found struct {
 	message string
 	parts   map[int]bool
 	of      int // 0: only a manifest names the set
+}
+
+// turn is what was found of the manifest of one turn.
+type turn struct {
+	pages map[int]bool
+	of    int    // 0: its last page was not found
+	after string // the turn before it; "": there was none
+	head  bool   // page 1 was found
+}
+
+func (a *archive) turn(mailbox, time string) *turn {
+	if a.turns[mailbox] == nil {
+		a.turns[mailbox] = map[string]*turn{}
+	}
+	if a.turns[mailbox][time] == nil {
+		a.turns[mailbox][time] = &turn{pages: map[int]bool{}}
+	}
+	return a.turns[mailbox][time]
 }
 
 func (a *archive) set(id string) *found {
@@ -93,7 +120,7 @@ func (a *archive) note(where, fault string) {
 func (a *archive) checkReport(ctx context.Context, h mime.Header, body []byte) string {
 	id, part := h.Get(setField), h.Get(partField)
 	var i, n int
-	if _, err := fmt.Sscanf(part, "%d of %d", &i, &n); err != nil || i < 1 || i > n {
+	if _, err := fmt.Sscanf(part, "%d of %d", &i, &n); err != nil || i < 1 || i > n || n > maxParts {
 		return fmt.Sprintf("set %s: %q is no part", id, part)
 	}
 	s := a.set(id)
@@ -209,8 +236,15 @@ func halves(h mime.Header, body []byte) (envelope, message []byte, ok bool) {
 // checkManifest answers with what is wrong with a manifest, and counts the sets in it.
 func (a *archive) checkManifest(h mime.Header, body []byte) string {
 	id, want := h.Get(manifestField), h.Get(digestsField)
-	if fault := a.checkSeal(h, id, want); fault != "" {
+	sealed := []string{id, want}
+	if h.Get(turnField) != "" { // those before version 0.3 have none
+		sealed = []string{id, h.Get(turnField), want}
+	}
+	if fault := a.checkSeal(h, sealed...); fault != "" {
 		return "manifest " + id + ": " + fault
+	}
+	if err := a.countPage(h); err != nil {
+		return "manifest " + id + ": " + err.Error()
 	}
 	if fault := sameDigests(want, body, func(b []byte) (string, error) { return "body=" + hexSum(b), nil }); fault != "" {
 		return "manifest " + id + ": " + fault
@@ -228,9 +262,53 @@ func (a *archive) checkManifest(h mime.Header, body []byte) string {
 	return ""
 }
 
+// countPage notes which part of which turn a manifest is.
+func (a *archive) countPage(h mime.Header) error {
+	text := h.Get(turnField)
+	if text == "" {
+		return nil
+	}
+	p, err := parsePage(text)
+	if err != nil {
+		return fmt.Errorf("%q is no turn", text)
+	}
+	t := a.turn(strings.Trim(h.Get("To"), "<> "), p.turn)
+	t.pages[p.number] = true
+	if !p.more {
+		t.of = p.number
+	}
+	if p.number == 1 {
+		t.head, t.after = true, p.after
+	}
+	return nil
+}
+
+// missingManifests, a line each. The oldest of a mailbox may follow one that was not given: that is where the archive begins.
+func (a *archive) missingManifests() (lines []string) {
+	for mailbox, turns := range a.turns {
+		for i, time := range slices.Sorted(maps.Keys(turns)) {
+			t := turns[time]
+			of := t.of
+			if of == 0 {
+				of = slices.Max(slices.Collect(maps.Keys(t.pages))) + 1
+			}
+			for page := 1; page <= of; page++ {
+				if !t.pages[page] {
+					lines = append(lines, fmt.Sprintf("missing: page %d of the manifest of turn %s to %s", page, time, mailbox))
+				}
+			}
+			if i > 0 && t.head && turns[t.after] == nil {
+				lines = append(lines, fmt.Sprintf("missing: the manifest of turn %s to %s, which the one of turn %s follows", t.after, mailbox, time))
+			}
+		}
+	}
+	return lines
+}
+
 // tell what was found. The error makes the exit status.
 func (a *archive) tell(w io.Writer) error {
-	missing := a.missing()
+	missing := append(a.missing(), a.missingManifests()...)
+	slices.Sort(missing)
 	for _, line := range slices.Concat(missing, a.altered) {
 		fmt.Fprintln(w, line)
 	}
@@ -260,6 +338,5 @@ func (a *archive) missing() []string {
 			}
 		}
 	}
-	slices.Sort(lines)
 	return lines
 }
