@@ -111,6 +111,9 @@ func (d *directive) parseArgument(text string) (err error) {
 		return d.parseDomain(text)
 	case "a", "mx":
 		m := cidr.FindStringSubmatch(text)
+		if m == nil { // an end of line in it
+			return errors.New("syntax error")
+		}
 		if d.bits4, err = bits(m[2], 32); err != nil {
 			return err
 		}

@@ -62,6 +62,7 @@ func TestCheck(t *testing.T) {
 func FuzzCheck(f *testing.F) {
 	for _, r := range []string{
 		"v=spf1 a:%{ir}.%{v}._spf.%{d2} -all", "v=spf1 mx//64 ptr exists:%{l1r+-}.x.example redirect=%{d}", "v=spf1 ip6:::1/0 exp=%{s}.x",
+		"v=spf1 a/\n", // has ended the process
 	} {
 		f.Add(r, "local")
 	}
