@@ -19,8 +19,16 @@ import (
 // process of an agent is killed every second, one is stopped now and then, and the configuration is reloaded. Nobody
 // may notice: no message is lost, no session dropped, nothing refused, and every verdict comes from a version that was
 // live. POSTERN_FIRE sets how long it burns; `make fire` does it for ten minutes.
-func TestSwapUnderFire(t *testing.T) {
+func TestSwapUnderFire(t *testing.T) { swapUnderFire(t, false) }
+
+// TestSwapUnderFireAsUser is the same with a host that has given up root, whose agents are its parent's.
+func TestSwapUnderFireAsUser(t *testing.T) { swapUnderFire(t, true) }
+
+func swapUnderFire(t *testing.T, drops bool) {
 	burn := 12 * time.Second
+	if drops {
+		burn = 6 * time.Second
+	}
 	if s := os.Getenv("POSTERN_FIRE"); s != "" {
 		var err error
 		if burn, err = time.ParseDuration(s); err != nil {
@@ -29,9 +37,14 @@ func TestSwapUnderFire(t *testing.T) {
 	}
 	mockVersion(t, "1.1.0")
 	sink := rig.StartSink(t)
-	f := &blaze{lives: map[string]*life{}}
-	h := rig.Start(t, f.config(sink.Addr, 0))
+	f := &blaze{lives: map[string]*life{}, drops: drops}
+	h := f.newHost(t, f.config(sink.Addr, 0))
+	h.Start()
 	f.host = h
+	owner := owningPid(t, h)
+	if drops {
+		hasDropped(t, owner)
+	}
 	f.began("0.0.0")
 
 	var burning sync.WaitGroup
@@ -60,6 +73,9 @@ func TestSwapUnderFire(t *testing.T) {
 		if len(f.missing(arrived)) == 0 {
 			break
 		}
+	}
+	if now := owningPid(t, h); now != owner {
+		t.Errorf("the host was process %d and is %d", owner, now)
 	}
 	if list := queued(h); len(list) > 0 {
 		t.Errorf("%d messages are still in the queue, the first: %+v", len(list), list[0])
@@ -91,8 +107,9 @@ func TestSwapUnderFire(t *testing.T) {
 
 // blaze is what burns, and what it has done.
 type blaze struct {
-	host *rig.Host
-	over atomic.Bool
+	host  *rig.Host
+	drops bool // the host gives up root
+	over  atomic.Bool
 
 	sessions, upgrades, failedUpgrades, kills, stops, reloads, failedReloads atomic.Int64
 
@@ -106,6 +123,13 @@ type blaze struct {
 // life of a version.
 type life struct{ from, to time.Time }
 
+func (f *blaze) newHost(t *testing.T, hcl string) *rig.Host {
+	if f.drops {
+		return newDropped(t, hcl)
+	}
+	return rig.New(t, hcl)
+}
+
 // config has an agent that is upgraded, one that every reload gives another version, and one whose config block every
 // reload changes.
 func (f *blaze) config(sink string, n int) string {
@@ -113,10 +137,15 @@ func (f *blaze) config(sink string, n int) string {
 		return mockWith(label, priority, "instances = 2\ntimeout {\nconnect = \"8s\"\ncommand = \"8s\"\nmessage = \"15s\"\nsubmitted = \"60s\"\n}\n"+arguments,
 			fmt.Sprintf("events = [\"OnConnect\", \"OnRcpt\"]\n"+everywhere, text))
 	}
+	user := ""
+	if f.drops {
+		user = fmt.Sprintf("user = \"%d:%d\"", droppedUser, droppedGroup)
+	}
 	return fmt.Sprintf(`
 host {
   name     = "edge.example"
   data_dir = "{dir}/data"
+  %s
 }
 log {
   level = "warn"
@@ -140,7 +169,7 @@ send_connector "sink" {
   address_spaces = ["*"]
   smart_hosts    = ["%s"]
 }
-`, 100+n%3, sink) + block("upgraded", 10, "", "upgraded") +
+`, user, 100+n%3, sink) + block("upgraded", 10, "", "upgraded") +
 		block("reloaded", 20, fmt.Sprintf("environment = { MOCK_VERSION = \"0.0.%d\" }", n), "reloaded") +
 		block("configured", 30, "", fmt.Sprintf("text %d", n))
 }
@@ -222,7 +251,7 @@ func (f *blaze) upgrade(_ *rand.Rand, n int) {
 func (f *blaze) kill(rnd *rand.Rand, n int) {
 	time.Sleep(time.Second)
 	pid := f.instance(rnd)
-	if n%5 == 0 {
+	if n%5 == 0 && !f.drops { // else the host itself is a child of the process that was started
 		pid = randomChild(rnd, f.host.Pid())
 	}
 	if pid > 0 && syscall.Kill(pid, syscall.SIGKILL) == nil {
