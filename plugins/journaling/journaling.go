@@ -208,10 +208,15 @@ type set struct {
 	parts      int
 }
 
-// newSet has an id that is the same each time the event is processed.
+// newSet has an id that is the same each time the event is processed, and is no other copy's: those that an agent of this very
+// event has split off are told apart by their recipients alone.
 func (j *Journal) newSet(e *sdk.RoutingEvent, to address.Mailbox) set {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%d\n%s", e.Item, e.Copy, to.Key()))
 	recipients := j.unreported(e, to)
+	key := fmt.Appendf(nil, "%s\n%d\n%s\n", e.Item, e.Copy, to.Key())
+	for _, r := range recipients {
+		key = fmt.Appendf(key, "%d ", r.Index)
+	}
+	sum := sha256.Sum256(key)
 	parts := (len(recipients) + j.Recipients - 1) / j.Recipients
 	return set{id: hex.EncodeToString(sum[:16]), to: to, recipients: recipients, parts: parts}
 }

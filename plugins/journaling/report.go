@@ -33,7 +33,7 @@ const (
 
 // digests of a message, in hexadecimal SHA-256.
 type digests struct {
-	header string // block without the empty line; "none" where it cannot be told
+	header string // fields of the block, without lines that are none; "none" in reports before version 0.3, where there were such lines
 	body   string
 	eight  bool // octets over 127
 }
@@ -49,10 +49,7 @@ func (e *eightBit) Write(p []byte) (int, error) {
 // digestOf the message as it is included in the report.
 func digestOf(ctx context.Context, e *sdk.RoutingEvent) (digests, error) {
 	block := e.Headers.Block()
-	d := digests{header: "none"}
-	if int64(len(block))+2 == e.Message.HeaderBytes { // no line in it that is no field
-		d.header = hexSum(block)
-	}
+	d := digests{header: hexSum(block)}
 	var eight eightBit
 	_, _ = eight.Write(block)
 	sum := sha256.New()

@@ -213,11 +213,27 @@ func reportDigests(ctx context.Context, h mime.Header, body []byte, want string)
 	}
 	_, original, _ = bytes.Cut(original, []byte("\r\n\r\n"))
 	header, content, _ := bytes.Cut(original, []byte("\r\n\r\n"))
-	headerSum := hexSum(append(bytes.Clone(header), "\r\n"...))
+	headerSum := hexSum(fieldsOf(append(bytes.Clone(header), "\r\n"...)))
 	if strings.Contains(want, "header=none") {
 		headerSum = "none"
 	}
 	return fmt.Sprintf("envelope=%s; header=%s; body=%s", hexSum(text), headerSum, hexSum(content)), nil
+}
+
+// fieldsOf a header block as agents see them: lines that are no field, with the folds behind them, are left out.
+func fieldsOf(block []byte) (fields []byte) {
+	inField := false
+	for line := range bytes.Lines(block) {
+		if line[0] != ' ' && line[0] != '\t' {
+			name, _, ok := bytes.Cut(line, []byte(":"))
+			name = bytes.TrimRight(name, " \t")
+			inField = ok && len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r < 33 || r > 126 })
+		}
+		if inField {
+			fields = append(fields, line...)
+		}
+	}
+	return fields
 }
 
 // halves of a report: its two parts. The message is not parsed: it may be anything.
