@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -166,8 +165,8 @@ func TestTurnID(t *testing.T) {
 		}
 		seen[id] = name
 	}
-	first := func() string { return fmt.Sprint(turnID("a", time.Time{}, &agentpb.ScheduleArguments{})) }
-	if first() == first() {
+	first := turnID("a", time.Time{}, &agentpb.ScheduleArguments{})
+	if again := turnID("a", time.Time{}, &agentpb.ScheduleArguments{}); again == first {
 		t.Error("two first turns with nothing to go by are the same")
 	}
 }
