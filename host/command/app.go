@@ -13,8 +13,8 @@ import (
 	"github.com/agext/levenshtein"
 
 	"github.com/posternmail/postern/host/internal/admin"
-	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/cgroup"
+	"github.com/posternmail/postern/host/internal/fleet"
 	"github.com/posternmail/postern/host/internal/privsep"
 )
 
