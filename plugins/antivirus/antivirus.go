@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/posternmail/postern/sdk"
 	"github.com/posternmail/postern/sdk/mime"
 )
@@ -23,6 +25,7 @@ type Scanner struct {
 	keys    []*stampKey
 	results sdk.Table[resultRow]
 	states  sdk.Table[stateRow]
+	room    *semaphore.Weighted // for what is decoded
 
 	stop     context.CancelFunc
 	watching sync.WaitGroup
@@ -62,6 +65,7 @@ func (s *Scanner) subscribe(r *sdk.Registrar) {
 		sdk.ReadsHeaders(), sdk.Body(sdk.Whole, sdk.Current), sdk.Waits,
 		sdk.MayChange(sdk.Verdicts, sdk.Headers, sdk.BodyParts, sdk.Stamps(stampStatus, stampEngines, stampMalware)),
 	}
+	s.room = semaphore.NewWeighted(maxHeld)
 	r.OnEndOfData(options...)
 	r.OnSubmitted(options...)
 	r.OnSchedule(sdk.Every(s.CheckEvery), sdk.MayChange())
@@ -138,6 +142,11 @@ func (s *Scanner) judge(ctx context.Context, m *mail) sdk.Verdict {
 	if problem != nil {
 		m.Logger().Warn("the stamp of another server is not believed", "error", problem)
 	}
+	leave, err := s.enter(ctx, m.body.Size())
+	if err != nil {
+		return sdk.Undetermined(reasonTimeout, err)
+	}
+	defer leave()
 	u, err := s.unpack(ctx, m.headers.Block(), m.body)
 	defer u.close()
 	switch {
@@ -154,6 +163,19 @@ func (s *Scanner) judge(ctx context.Context, m *mail) sdk.Verdict {
 	c := s.ask(ctx, u.objects, func(o *object, g *guarded, v version) (answer, bool) { return s.known(m, o, g, v) })
 	c.limit = err
 	return s.act(ctx, m, c).Write(s.learned(c)...)
+}
+
+// maxHeld octets are decoded at the same time, of all messages together. An event more waits until others have their answer: in a
+// storm of large messages the process would else hold hundreds of them.
+const maxHeld = 256 << 20
+
+// enter waits for the room that a message of size needs decoded, for some parts in more than one way.
+func (s *Scanner) enter(ctx context.Context, size int64) (leave func(), err error) {
+	weight := min(2*size, maxHeld)
+	if err := s.room.Acquire(ctx, weight); err != nil {
+		return nil, errors.New("too many messages at once to take this one to pieces in time")
+	}
+	return func() { s.room.Release(weight) }, nil
 }
 
 // scannedBefore passes what another server of ours has scanned.

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/posternmail/postern/sdk"
 )
 
@@ -90,16 +92,30 @@ func (g *guarded) about(ctx context.Context, objects []*object, known func(*obje
 	if err != nil {
 		return report{engine: g, err: g.failed(ctx, err)}
 	}
-	rep := report{engine: g, version: v.text}
-	for _, o := range objects {
-		a, err := g.one(ctx, o, v, known)
-		if err != nil {
-			return report{engine: g, err: g.failed(ctx, err)}
-		}
-		rep.answers = append(rep.answers, a)
+	answers, err := g.each(ctx, objects, func(ctx context.Context, o *object) (answer, error) { return g.one(ctx, o, v, known) })
+	if err != nil {
+		return report{engine: g, err: g.failed(ctx, err)}
 	}
 	g.worked()
-	return rep
+	return report{engine: g, version: v.text, answers: answers}
+}
+
+// partsAtOnce of one message are with an engine: the message waits for the slowest of its parts and not for all of them one
+// after the other, and leaves connections to others.
+const partsAtOnce = 4
+
+// each object is looked at by one. The first error ends it.
+func (g *guarded) each(ctx context.Context, objects []*object, one func(context.Context, *object) (answer, error)) ([]answer, error) {
+	answers := make([]answer, len(objects))
+	asking, ctx := errgroup.WithContext(ctx)
+	asking.SetLimit(partsAtOnce)
+	for i, o := range objects {
+		asking.Go(func() (err error) {
+			answers[i], err = one(ctx, o)
+			return err
+		})
+	}
+	return answers, asking.Wait()
 }
 
 // within some time the engine has to answer.

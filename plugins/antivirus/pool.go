@@ -22,7 +22,6 @@ type connection struct {
 	net.Conn
 	in   *bufio.Reader
 	idle time.Time // since when
-	used bool      // before: the engine may have ended it meanwhile
 }
 
 // idleFor is how long a connection is kept; clamd ends a session after its IdleTimeout, 30 seconds by default.
@@ -67,7 +66,7 @@ func (p *pool) giveBack(c *connection) {
 		c.Close()
 		return
 	}
-	c.idle, c.used = time.Now(), true
+	c.idle = time.Now()
 	p.idle = append(p.idle, c)
 }
 
@@ -81,8 +80,8 @@ func (p *pool) close() {
 	p.idle = nil
 }
 
-// talk has use speak on a connection, which ends with ctx. use reports whether the connection can be used again. On a
-// connection that was idle, and that the engine has ended meanwhile, it is tried again on a new one.
+// talk has use speak on a connection, which ends with ctx. use reports whether the connection can be used again. Where that
+// fails it is tried once again, on a new one: an engine that is restarted ends those that are idle, and what it was just given.
 func (p *pool) talk(ctx context.Context, use func(*connection) (again bool, err error)) error {
 	for fresh := false; ; fresh = true {
 		c, err := p.borrow(ctx, fresh)
@@ -96,7 +95,7 @@ func (p *pool) talk(ctx context.Context, use func(*connection) (again bool, err 
 			return nil
 		}
 		c.Close()
-		if err == nil || !c.used || ctx.Err() != nil {
+		if err == nil || fresh || ctx.Err() != nil {
 			return err
 		}
 	}
