@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -76,34 +77,51 @@ func (a *Analysis) probe(ctx context.Context, e *sdk.DisconnectEvent, s *sourceS
 	e.Progress(p.config.Timeout + 2*time.Second)
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
-	s.proxyRow.Value.Open = p.test(ctx, s.ip, target)
+	found, denied := p.test(ctx, s.ip, target)
+	a.health.Report("tests for open proxies", denied)
+	if denied != nil && found == "" {
+		return nil // nothing is known of the source
+	}
+	s.proxyRow.Value.Open = found
 	if s.proxyRow.Value.Open != "" {
 		sdk.Logger(ctx).Info("open proxy found", "client", s.ip, "how", s.proxyRow.Value.Open)
 	}
 	return []sdk.Write{a.proxies.Put(s.proxyRow.Value, p.config.Every).At(s.key)}
 }
 
-// test all kinds of proxy at once. The answer tells the first that was found open.
-func (p *prober) test(ctx context.Context, source netip.Addr, target netip.AddrPort) string {
+// result of one test.
+type result struct {
+	found  string // how the source is open
+	denied error  // this agent may not connect there, so the source was not tested
+}
+
+// test all kinds of proxy at once. The answer tells the first that was found open, or why one could not be tried.
+func (p *prober) test(ctx context.Context, source netip.Addr, target netip.AddrPort) (found string, denied error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	tests := p.tests()
-	results := make(chan string, len(tests))
+	results := make(chan result, len(tests))
 	for _, t := range tests {
 		go func() {
-			if p.open(ctx, netip.AddrPortFrom(source, uint16(t.Ports[0])), kinds[t.Kind].ask, target) {
-				results <- fmt.Sprintf("%s on port %d", t.Kind, t.Ports[0])
-				return
+			var r result
+			open, err := p.open(ctx, netip.AddrPortFrom(source, uint16(t.Ports[0])), kinds[t.Kind].ask, target)
+			switch {
+			case open:
+				r.found = fmt.Sprintf("%s on port %d", t.Kind, t.Ports[0])
+			case errors.Is(err, os.ErrPermission):
+				r.denied = fmt.Errorf("port %d: %w; what the agent may reach is said in the sandbox of its block", t.Ports[0], err)
 			}
-			results <- ""
+			results <- r
 		}()
 	}
 	for range tests {
-		if found := <-results; found != "" {
-			return found
+		r := <-results
+		if r.found != "" {
+			return r.found, nil
 		}
+		denied = cmp.Or(denied, r.denied)
 	}
-	return ""
+	return "", denied
 }
 
 // tests with one port each.
@@ -122,19 +140,20 @@ func (p *prober) tests() (list []Test) {
 	return list
 }
 
-// open reports whether the proxy at an address leads to the target: whether its greeting comes back.
-func (p *prober) open(ctx context.Context, proxy netip.AddrPort, ask handshake, target netip.AddrPort) bool {
+// open reports whether the proxy at an address leads to the target: whether its greeting comes back. An error is that of
+// connecting.
+func (p *prober) open(ctx context.Context, proxy netip.AddrPort, ask handshake, target netip.AddrPort) (bool, error) {
 	c, err := p.dial(ctx, proxy)
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 	if err := ask(c, target); err != nil {
-		return false
+		return false, nil
 	}
-	return greets(c.r, p.banner)
+	return greets(c.r, p.banner), nil
 }
 
 // dial an address, through the proxy that this server itself needs.

@@ -149,7 +149,11 @@ func TestProbes(t *testing.T) {
 				p := newProber(&OpenProxy{Timeout: 10 * time.Second, Tests: []Test{{name, []int{int(at.Port())}}}}, "edge.example")
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				return p.test(ctx, at.Addr(), to)
+				found, denied := p.test(ctx, at.Addr(), to)
+				if denied != nil {
+					t.Error(denied)
+				}
+				return found
 			}
 			if got, want := ask(proxy, host), fmt.Sprintf("%s on port %d", name, proxy.Port()); got != want {
 				t.Errorf("got %q, want %q", got, want)
@@ -172,8 +176,8 @@ func TestProbeEnds(t *testing.T) {
 	p := newProber(&OpenProxy{Tests: []Test{{"socks5", []int{int(silent.Port())}}, {"telnet", []int{int(silent.Port())}}}}, "edge.example")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if got := p.test(ctx, silent.Addr(), silent); got != "" {
-		t.Errorf("found %q", got)
+	if got, denied := p.test(ctx, silent.Addr(), silent); got != "" || denied != nil {
+		t.Errorf("found %q, %v", got, denied)
 	}
 }
 
