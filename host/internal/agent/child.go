@@ -26,7 +26,7 @@ const (
 
 // outputGrace is how long a dead process's output is still read. Only a descendant that left the process group
 // can keep it open longer.
-const outputGrace = 200 * time.Millisecond
+const outputGrace = time.Second
 
 // child is one operating system process of an agent, in a session and process group of its own.
 type child struct {
