@@ -97,7 +97,7 @@ const gapLimit = 2 * time.Second
 // Quiesce implements handover.Owner. While an agent is away nothing may need it: no connections are taken, those who
 // come wait, and sessions end with 421 after the message they are at.
 func (t *turn) Quiesce(ctx context.Context) error {
-	h := t.host
+	h, began := t.host, time.Now()
 	ctx, cancel := context.WithTimeout(ctx, h.cfg().Host.ShutdownGrace)
 	defer cancel()
 	for _, c := range h.receivers() {
@@ -108,7 +108,10 @@ func (t *turn) Quiesce(ctx context.Context) error {
 		emptying.Go(func() { c.Empty(ctx) })
 	}
 	emptying.Wait()
+	emptied := time.Now()
 	t.quiesced = h.agents.Quiesce(ctx)
+	h.Logger.Info("restart: sessions and the agents that only one process can run have ended", "agents", len(t.quiesced),
+		"sessions_took", emptied.Sub(began).Round(time.Millisecond).String(), "agents_took", time.Since(emptied).Round(time.Millisecond).String())
 	return nil
 }
 

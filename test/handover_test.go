@@ -762,20 +762,15 @@ func TestRestartExclusive(t *testing.T) {
 	}
 	restart(mockAgent("two", 20, `invalid = "no"`), false)
 	idle.Do("NOOP", "250") // what fails before the agent must go touches nobody
-	turns := 2             // of the agent's processes: the first and the new one
-	if os.Getenv("POSTERN_RESTART_FAILS") != "" {
-		// Once in some twenty runs this restart takes minutes, for a reason not found yet: not in a short run.
-		restart(strings.Replace(mockAgent("two", 20, "never_ready = true"), "{\n", "{\n  start_timeout = \"2s\"\n", 1), false)
-		idle.Want("421 4.3.2") // the agent had gone by then
-		idle = r.Greeted()
-		turns++ // the one after the failure
-	}
+	restart(strings.Replace(mockAgent("two", 20, "never_ready = true"), "{\n", "{\n  start_timeout = \"2s\"\n", 1), false)
+	idle.Want("421 4.3.2") // the agent had gone by then
+	idle = r.Greeted()
 	restart("", true)
 	idle.Want("421 4.3.2")
 	r.Greeted().Message("a@sender.example", "b@example.org", "Subject: last\r\n\r\ntext\r\n")
 	f.putOut()
 
-	if took := r.workers(filepath.Join(r.Dir, "data", "agents", "one", "events")); len(took) != turns {
+	if took := r.workers(filepath.Join(r.Dir, "data", "agents", "one", "events")); len(took) != 3 { // the first, the one after the failure, the new one
 		t.Errorf("the processes of the agent took turns like this: %v", took)
 	}
 	if len(f.tally.refused) > 0 {

@@ -44,6 +44,34 @@ func serial(t *testing.T, c *tls.Config) string {
 	return leaf.SerialNumber.String()
 }
 
+// A connection that was accepted at the moment of a pause is none of those that Empty ends: it waits, as those do that come
+// later, and begins when the pause ends, or is closed when that is the end.
+func TestAcceptedIntoAPause(t *testing.T) {
+	for _, over := range []bool{false, true} {
+		c := &Connector{conns: map[*incoming]struct{}{}}
+		c.Pause()
+		client, server := net.Pipe()
+		defer client.Close()
+		registered := make(chan *incoming)
+		go func() { registered <- c.register(server) }()
+		c.Empty(t.Context())
+		select {
+		case <-registered:
+			t.Fatal("it was registered during the pause")
+		case <-time.After(20 * time.Millisecond):
+		}
+		if over {
+			c.mu.Lock()
+			c.down = true
+			c.mu.Unlock()
+		}
+		c.Resume()
+		if in := <-registered; (in == nil) != over || c.Stats().Current == 0 != over {
+			t.Errorf("over %v: %v, %d connections", over, in, c.Stats().Current)
+		}
+	}
+}
+
 func TestSelfSignedOnce(t *testing.T) {
 	dir := t.TempDir()
 	first := serial(t, load(t, dir, config.TLS{Name: "public"}).Config("public"))

@@ -187,11 +187,18 @@ func maxDrain(maxMessage int64) int64 {
 	return 2*maxMessage + 1<<20
 }
 
-// register makes a connection known to Shutdown. nil: that has begun, and the connection is closed.
+// register makes a connection known to Shutdown. nil: that has begun, and the connection is closed. One that was accepted
+// when Pause came waits, as those do that come later: Empty has not seen it.
 func (c *Connector) register(conn net.Conn) *incoming {
 	in := &incoming{c: c, socket: conn, conn: conn}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for c.again != nil {
+		again := c.again
+		c.mu.Unlock()
+		<-again
+		c.mu.Lock()
+	}
 	if c.down {
 		_ = conn.Close()
 		return nil
