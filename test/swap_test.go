@@ -442,6 +442,29 @@ func TestCandidatesAreTakenBack(t *testing.T) {
 	}
 }
 
+// A trial whose agent is taken out is over, also for the next start of the host, and says why; one cannot end before it begins.
+func TestTrialOfAnAgentThatIsTakenOut(t *testing.T) {
+	h := rig.Start(t, plain+mockAgent("judge", 10, "on \"OnRcpt\" {\n}"))
+	program := filepath.Join(rig.Bin(t), "agents", "mock")
+	for _, time := range []string{"-1h", "0s", "91d"} {
+		if out, err := h.Postern("agent", "upgrade", "judge", "--command", program, "--canary", "50%", "--duration", time); err == nil || !strings.Contains(out, "is not between") {
+			t.Errorf("%s: %v %s", time, err, out)
+		}
+	}
+	h.MustPostern("agent", "upgrade", "judge", "--command", program, "--canary", "50%", "--duration", "1h")
+	h.MustPostern("agent", "disable", "judge")
+	if done := compared(h, "judge"); done.State != "taken back" || done.Why == "" {
+		t.Errorf("after it was taken out: %+v", done)
+	}
+	h.Stop()
+	h.Start()
+	h.MustPostern("agent", "enable", "judge")
+	if out := h.MustPostern("agent", "list"); strings.Contains(out, "TRIAL") {
+		t.Errorf("after a restart:\n%s", out)
+	}
+	sendMany(t, h, 2)
+}
+
 // A shadow's answers have no effect: neither its verdicts nor its rows; and it sees the rows that it has written.
 func TestShadowHasNoEffect(t *testing.T) {
 	rule := func(table string) string {

@@ -514,6 +514,8 @@ func (f *Fleet) settleTrial(s *step) {
 			m = f.member(s.name)
 		} else if s.fresh != s.was.trial.candidate {
 			s.was.trial.end("taken back", "the agent has changed")
+			f.setTried(s.was.trial)
+			f.Logger.Warn("candidate was taken back", "agent", s.name, "why", "the agent has changed")
 			f.leaving.Go(func() { f.leaveTrial(s.was.trial, s.was.Line, nil) })
 		}
 	}

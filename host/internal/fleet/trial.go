@@ -303,6 +303,12 @@ func (f *Fleet) trialOver(t *trial, why string) {
 // mayEnd reports whether a trial may end by itself: not in a host that ends, or whose place another process has taken.
 func (f *Fleet) mayEnd() bool { return f.drain.Err() == nil && f.Queue() != nil }
 
+// Bounds of the duration of a trial, those of its block.
+const (
+	leastTrial   = time.Second
+	longestTrial = 90 * 24 * time.Hour
+)
+
 // try starts a trial by order. The caller holds changing.
 func (f *Fleet) try(ctx context.Context, m *Member, next *override, o admin.Trial) (admin.Ordered, error) {
 	name := m.Spec.Name
@@ -312,6 +318,9 @@ func (f *Fleet) try(ctx context.Context, m *Member, next *override, o admin.Tria
 		var err error
 		if limits.Duration, err = config.ParseDuration(o.Duration); err != nil {
 			return admin.Ordered{}, admin.Refuse("", "duration: %v", err)
+		}
+		if limits.Duration < leastTrial || limits.Duration > longestTrial {
+			return admin.Ordered{}, admin.Refuse("", "duration: %s is not between %s and 90d", o.Duration, leastTrial)
 		}
 	}
 	if o.Kind != config.Canary && o.Kind != config.Shadow || o.Share <= 0 || o.Share > 1 {
