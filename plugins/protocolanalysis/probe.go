@@ -47,8 +47,9 @@ type prober struct {
 }
 
 const (
-	maxProbed = 16      // sources at once; more are left for their next session
-	maxSeen   = 8 << 10 // octets in which the greeting is looked for
+	maxProbed = 16       // sources at once; more are left for their next session
+	maxSeen   = 8 << 10  // octets in which the greeting is looked for
+	maxHeard  = 64 << 10 // octets of a conversation that are read at all: a line may have no end
 )
 
 func newProber(c *OpenProxy, hostName string) *prober {
@@ -170,7 +171,7 @@ func (p *prober) dial(ctx context.Context, to netip.AddrPort) (*conversation, er
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
-	c := &conversation{conn, bufio.NewReader(conn)}
+	c := &conversation{conn, bufio.NewReader(io.LimitReader(conn, maxHeard))}
 	if p.config.Through == nil {
 		return c, nil
 	}
