@@ -335,6 +335,7 @@ func TestEvasions(t *testing.T) {
 		"not ended":                        mixed + "\n--b\n" + part,
 		"attached message":                 mixed + "\n--b\nContent-Type: message/rfc822\n\n" + part + "--b--\n",
 		"attached message, encoded":        mixed + "\n--b\nContent-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n" + encoded([]byte(part)) + "--b--\n",
+		"multipart, encoded":               "Content-Type: multipart/mixed; boundary=c\nContent-Transfer-Encoding: base64\n\n" + encoded([]byte("--c\n"+part+"--c--\n")),
 		"attached message, encoded twice":  mixed + "\n--b\nContent-Type: message/rfc822\nContent-Transfer-Encoding: quoted-printable\n\nContent-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n" + strings.ReplaceAll(encoded([]byte(part)), "=", "=3D") + "--b--\n",
 		"space before the colon":           "Content-Transfer-Encoding : base64\n\n" + code,
 		"folded fields":                    "Content-Type:\n multipart/mixed;\n boundary=\n \"b\"\n\n--b\n" + part + "--b--\n",

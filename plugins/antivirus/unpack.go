@@ -192,12 +192,21 @@ func (r *reading) decoded(decode func(io.Writer) error) (*sink, error) {
 	if err := decode(s); err != nil || s.size == 0 {
 		return nil, err
 	}
-	if strings.HasPrefix(r.part.Type, "message/") { // RFC 2046 section 5.2.1 forbids to encode it
-		if err := r.inner(s); err != nil {
-			return nil, err
-		}
+	if err := r.encoded(s); err != nil {
+		return nil, err
 	}
 	return s, r.add(s.object())
+}
+
+// encoded looks into what must not be encoded: messages (RFC 2046 section 5.2.1) and multiparts (RFC 2045 section 6.4).
+func (r *reading) encoded(s *sink) error {
+	switch {
+	case strings.HasPrefix(r.part.Type, "message/"):
+		return r.inner(s)
+	case strings.HasPrefix(r.part.Type, "multipart/"):
+		return r.message(r.part.TypeField(), s.content(), r.target, r.depth)
+	}
+	return nil
 }
 
 // inner takes a decoded message to pieces.

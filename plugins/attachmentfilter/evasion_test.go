@@ -34,6 +34,7 @@ func TestReadersDiffer(t *testing.T) {
 		"behind the end":               "Content-Type: multipart/mixed; boundary=b\n\n" + good + "--b\n" + evil,
 		"a second boundary":            "Content-Type: multipart/mixed; boundary=b; boundary=c\n\n--c\n" + evil + "--c--\n" + good,
 		"a second Content-Type":        "Content-Type: multipart/mixed; boundary=b\nContent-Type: multipart/mixed; boundary=c\n\n--c\n" + evil + "--c--\n" + good,
+		"encoded multipart":            "Content-Type: multipart/mixed; boundary=c\nContent-Transfer-Encoding: base64\n\n" + lines([]byte("--c\r\n"+strings.ReplaceAll(evil, "\n", "\r\n")+"--c--\r\n")),
 		"no boundary":                  "Content-Type: multipart/mixed\n\n--c\n" + evil + "--c--\n",
 		"behind the end, in a message": part("Content-Type: message/rfc822\n\nContent-Type: multipart/mixed; boundary=d\n\n--d\n\nhi\n--d--\n--d\n" + evil),
 	} {

@@ -137,7 +137,22 @@ func (s *scan) leaf(p *mime.Part, inside string, depth int) error {
 	if s.judge(file, names, p.Types()) {
 		return nil
 	}
+	if strings.HasPrefix(p.Type, "multipart/") && (p.Encoding == "base64" || p.Encoding == "quoted-printable") {
+		return s.encoded(p, file, depth)
+	}
 	return s.content(file, p.Decoded(), depth, p.Type)
+}
+
+// encoded looks into a multipart that was encoded, which RFC 2045 section 6.4 forbids.
+func (s *scan) encoded(p *mime.Part, file string, depth int) error {
+	if depth >= s.MaxDepth {
+		return fmt.Errorf("%w: encoded multiparts more than %d deep at %s", errLimit, s.MaxDepth, file)
+	}
+	data, err := s.all(&meter{s, p.Decoded()})
+	if errors.Is(err, errLimit) || s.ctx.Err() != nil {
+		return err
+	}
+	return s.inner(p.TypeField(), bytes.NewReader(data), file, depth+1)
 }
 
 // judge a file by its names and types. It reports whether a rule has decided.

@@ -70,6 +70,12 @@ func (p *Part) reading(found []Reading, boundary string, start int64) ([]Reading
 	return append(found, Reading{[]byte(header), io.NewSectionReader(p.body, start+at, p.End-start-at)}), nil
 }
 
+// TypeField is a header block of p's Content-Type alone, to parse its content by where that had to be decoded first, which RFC
+// 2045 section 6.4 forbids for a multipart.
+func (p *Part) TypeField() []byte {
+	return []byte("Content-Type: " + p.Header.Get("Content-Type") + "\r\n")
+}
+
 var boundaryParameter = regexp.MustCompile(`(?i)boundary\s*=\s*(?:"([^"\r\n]{1,200})"|([^\s;"]{1,200}))`)
 
 // boundariesIn the text of Content-Type fields.
