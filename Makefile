@@ -50,6 +50,8 @@ $(TOOLS)/protoc-gen-go-grpc:
 bench: build ## what docs/performance.md shows: messages relayed, memory, agent events, commits
 	go run ./bench
 	go run ./bench -agents
+	go run ./bench -latency
+	go run ./bench -storm
 	go run ./bench -idle
 	go run ./bench -memory
 	go run ./bench -swap
