@@ -136,8 +136,10 @@ func (p *process) step(ctx context.Context, name string, f func(context.Context)
 	if err == nil {
 		return nil
 	}
+	late := status.Code(err) == codes.DeadlineExceeded
+	err = foreign(err)
 	// The agent's side of a call may notice the deadline before ours does.
-	if ctx.Err() != nil || status.Code(err) == codes.DeadlineExceeded {
+	if ctx.Err() != nil || late {
 		err = fmt.Errorf("not done within start_timeout (%s): %w", p.o.Spec.StartTimeout, err)
 	}
 	failure := &startError{agent: p.o.Spec.Name, step: name, err: err}
@@ -150,6 +152,26 @@ func (p *process) step(ctx context.Context, name string, f func(context.Context)
 	failure.stderr = p.logs.tail(shownLines)
 	return failure
 }
+
+// maxForeign is how many bytes of an agent's own words an error has.
+const maxForeign = 1000
+
+// foreignError is a failure in the words of an agent.
+type foreignError struct{ err error }
+
+// foreign marks an error of a call: its text is the agent's to choose, lines, control characters and megabytes included.
+func foreign(err error) error {
+	if _, ok := status.FromError(err); !ok {
+		return err
+	}
+	return &foreignError{err}
+}
+
+// Error implements error, with a text that is fit for logs and terminals.
+func (e *foreignError) Error() string { return printable(cutString(e.err.Error(), maxForeign)) }
+
+// Unwrap implements errors.Unwrap.
+func (e *foreignError) Unwrap() error { return e.err }
 
 // exitState waits for the end of the process, not longer than that, and says how it ended; "" if it has not.
 func (p *process) exitState(wait time.Duration) string {

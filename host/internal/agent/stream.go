@@ -112,7 +112,7 @@ func (s *stream) read(a *Agent) {
 	for {
 		in := new(agentpb.EventsResponse)
 		if err := s.grpc.RecvMsg(in); err != nil {
-			s.cause = err
+			s.cause = foreign(err)
 			a.down(s)
 			return
 		}

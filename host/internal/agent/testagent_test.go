@@ -288,6 +288,9 @@ func (a *testAgent) Describe(context.Context, *agentpb.DescribeRequest) (*agentp
 	if a.role["undescribed"] {
 		time.Sleep(time.Hour)
 	}
+	if a.role["rude"] {
+		return nil, status.Error(codes.Internal, "\x1b[2J\n[ERROR] forged\r\n"+strings.Repeat("E", 1<<20))
+	}
 	response := &agentpb.DescribeResponse{Name: "test", Version: "1.2.3",
 		Capabilities: &agentpb.Capabilities{BodyDescriptor: !a.role["chunks"], LiveConfigure: a.role["live"]}}
 	if a.role["exclusive"] {

@@ -204,6 +204,17 @@ func TestStartIsBounded(t *testing.T) {
 		}
 		nothingLeft(t, o)
 	})
+	t.Run("words of its own", func(t *testing.T) { // for logs and terminals
+		o, _ := options(t, "rude")
+		_, err := Launch(context.Background(), o)
+		if err == nil {
+			t.Fatal("it started")
+		}
+		if said, _, _ := strings.Cut(err.Error(), "; its last lines:"); !strings.Contains(said, "forged") || strings.ContainsAny(said, "\n\r\x1b") || len(said) > 2000 {
+			t.Errorf("error %.3000q", said)
+		}
+		noProcessLeft(t, o)
+	})
 	t.Run("bad configuration", func(t *testing.T) {
 		o, _ := options(t, "")
 		o.Spec.Config = []byte("bad")

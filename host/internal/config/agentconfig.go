@@ -203,7 +203,7 @@ func checkNames(block string, names []string) error {
 	seen := map[string]bool{}
 	for _, name := range names {
 		if !environmentName.MatchString(name) {
-			return fmt.Errorf("%q in %s is no name", name, block)
+			return fmt.Errorf("%.100q in %s is no name", name, block)
 		}
 		if seen[name] {
 			return fmt.Errorf("%s has %s twice", block, name)
@@ -220,7 +220,7 @@ func schemaOption(attr *agentpb.SchemaAttribute) (option, error) {
 	}
 	typ, err := ctyjson.UnmarshalType([]byte(attr.GetType()))
 	if err != nil {
-		return o, fmt.Errorf("%q is no type", attr.GetType())
+		return o, fmt.Errorf("%.100q is no type", attr.GetType())
 	}
 	o.typ = asWritten(typ, o.format)
 	if attr.GetDefaultJson() == "" {
