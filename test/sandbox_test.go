@@ -27,8 +27,10 @@ func hostileAgent(t *testing.T, h *rig.Host, sandbox string) string {
 agent "hostile" {
   priority = 20
   command  = ["{dir}/hostile"]
-  timeout  = "30s"
 ` + unhurried + `
+  timeout {
+    message = "60s"
+  }
   sandbox {
 ` + sandbox + `
   }

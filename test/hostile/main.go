@@ -108,7 +108,7 @@ func (h *Hostile) attempt(ctx context.Context, e *sdk.DataEvent, words []string)
 	case "feast":
 		return feast(argument)
 	case "bomb":
-		return bomb(pid)
+		return bomb()
 	case "join":
 		return os.WriteFile(argument, []byte(strconv.Itoa(os.Getpid())), 0)
 	case "fill":
@@ -175,7 +175,7 @@ func (h *Hostile) eat(megabytes int) {
 func feast(bytes string) error {
 	var eating []*exec.Cmd
 	for range 3 {
-		cmd := exec.Command("/bin/sh", "-c", "x=$(head -c "+bytes+" /dev/zero | tr '\\0' x); sleep 5")
+		cmd := exec.Command("/bin/sh", "-c", "(head -c "+bytes+" /dev/zero; sleep 5) | tail -c "+bytes+" >/dev/null")
 		if err := cmd.Start(); err != nil {
 			return err
 		}
@@ -188,14 +188,9 @@ func feast(bytes string) error {
 	return errors.Join(failed...)
 }
 
-// bomb starts so many processes that stay.
-func bomb(count int) error {
-	for i := range count {
-		if err := exec.Command("/bin/sleep", "1000").Start(); err != nil {
-			return fmt.Errorf("after %d: %w", i, err)
-		}
-	}
-	return nil
+// bomb starts processes as long as it can.
+func bomb() error {
+	return exec.Command("/bin/sh", "-c", "while :; do sleep 1000 & done").Start()
 }
 
 // fill writes so many files of a megabyte.
