@@ -276,15 +276,15 @@ func findPattern(patterns []*regexp.Regexp) func(string) string {
 	}
 }
 
-// findWord finds words or phrases as whole words, without regard to case. In scripts that put no spaces between
-// words any place will do.
+// findWord finds words or phrases as whole words, as readers see them: without regard to case, to how white space and accents
+// are written, and to invisible characters. In scripts that put no spaces between words any place will do.
 func findWord(words []string) func(string) string {
 	folded := make([]string, len(words))
 	for i, w := range words {
-		folded[i] = strings.ToLower(w)
+		folded[i] = match.Fold(w)
 	}
 	return func(text string) string {
-		text = strings.ToLower(text)
+		text = match.Fold(text)
 		for i, w := range folded {
 			if hasWord(text, w) {
 				return strconv.Quote(words[i])

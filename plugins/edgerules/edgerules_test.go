@@ -352,6 +352,8 @@ func TestWords(t *testing.T) {
 	}{
 		{"Viagra!", "viagra", true}, {"viagras", "viagra", false}, {"a viagras viagra", "viagra", true},
 		{"買便宜藥片", "便宜", true}, {"", "x", false}, {"x", "", false}, {"100% off", "100%", true}, {"\xffword\xff", "word", true},
+		{"free  money", "free money", true}, {"free\u00a0money", "Free Money", true}, {"fr\u200bee\r\n\tmo\u00adney", "free money", true}, {"ｆｒｅｅ ｍｏｎｅｙ", "free money", true},
+		{"gru\u0308\u00dfe", "gr\u00fc\u00dfe", true}, {"free moneys", "free money", false},
 	} {
 		if got := findWord([]string{c.word})(c.text) != ""; got != c.want {
 			t.Errorf("%q in %q: %v", c.word, c.text, got)

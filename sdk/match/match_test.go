@@ -141,3 +141,14 @@ func BenchmarkPrefixes(b *testing.B) {
 		p.Get(ip)
 	}
 }
+
+func TestFold(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", " A \t\r\n B\u00a0": "a b", "fr\u200bee": "free", "\uff21\ufb01": "afi", "u\u0308": "\u00fc", "\u0130": "i", "a\x00b\x7f": "ab",
+		"\u6f22\u3000\u5b57": "\u6f22 \u5b57", "\xff": "\ufffd",
+	} {
+		if got := Fold(in); got != want {
+			t.Errorf("%q is %q, want %q", in, got, want)
+		}
+	}
+}
