@@ -157,27 +157,47 @@ func (a *Auth) verify(ctx context.Context, e *sdk.DataEvent, c client) *findings
 	body := e.Body()
 	message := dkim.NewMessage(e.Headers.Block(), body, body.Size())
 	verifier := &dkim.Verifier{Lookup: a.resolver.TXT, Now: e.Time, Max: a.MaxSignatures}
-	var all sync.WaitGroup
-	all.Go(func() { f.spf = a.checkSPF(ctx, c, e.Sender.Mailbox) })
-	all.Go(func() { f.signatures = whole(verifier.Verify(ctx, message)) })
-	all.Go(func() { f.chain = arc.Validate(ctx, verifier, message) })
-	if a.SenderID {
-		all.Go(func() {
-			r := a.checkSenderID(ctx, c, f.purported)
-			f.senderID = &r
-		})
-	}
 	var from []string
 	for field := range e.Headers.All("From") {
 		from = append(from, string(field.Raw))
 	}
-	all.Go(func() { a.askPolicies(ctx, from) })
-	all.Wait()
+	checks := []func(){
+		func() { f.spf = a.checkSPF(ctx, c, e.Sender.Mailbox) },
+		func() { f.signatures = whole(verifier.Verify(ctx, message)) },
+		func() { f.chain = arc.Validate(ctx, verifier, message) },
+		func() { a.askPolicies(ctx, from) },
+	}
+	if a.SenderID {
+		checks = append(checks, func() {
+			r := a.checkSenderID(ctx, c, f.purported)
+			f.senderID = &r
+		})
+	}
+	atOnce(checks)
 	f.dmarc = a.checkDMARC(ctx, from, f.spf, f.signatures, e.TrackingID)
 	if f.dmarc.result == resultFail && f.chain.Result == arc.Pass {
 		f.sealer = a.override(f.chain)
 	}
 	return f
+}
+
+// atOnce runs all and waits for them. A panic in one becomes the caller's, and so the fault of one event: what strangers write
+// into the DNS is read here, and elsewhere a panic would end the process.
+func atOnce(checks []func()) {
+	var running sync.WaitGroup
+	causes := make([]any, len(checks))
+	for i, check := range checks {
+		running.Go(func() {
+			defer func() { causes[i] = recover() }()
+			check()
+		})
+	}
+	running.Wait()
+	for _, cause := range causes {
+		if cause != nil {
+			panic(cause)
+		}
+	}
 }
 
 // whole takes from signatures what they leave to others: with l= anybody could put a body of his own behind the one that was

@@ -280,3 +280,15 @@ func TestTestCommand(t *testing.T) {
 }
 
 func TestReadme(t *testing.T) { agenttest.CheckReadme(t, New, "README.md") }
+
+// TestAtOnce: a panic in a check is one of the handler, where it is the fault of one event, and the other checks have ended.
+func TestAtOnce(t *testing.T) {
+	done := false
+	defer func() {
+		if cause := recover(); cause != "broken" || !done {
+			t.Errorf("recovered %v, the other check has ended: %v", cause, done)
+		}
+	}()
+	atOnce([]func(){func() { panic("broken") }, func() { done = true }})
+	t.Error("the panic is gone")
+}
