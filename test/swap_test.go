@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -440,6 +441,28 @@ func TestCandidatesAreTakenBack(t *testing.T) {
 			sendMany(t, h, 3)
 		})
 	}
+}
+
+// What cannot be kept is not done: at the next start another program would run than was ordered. To take an agent out is
+// done all the same, and said to be forgotten.
+func TestOrdersThatCannotBeKept(t *testing.T) {
+	h := rig.Start(t, plain+mockAgent("judge", 10, "on \"OnRcpt\" {\n}"))
+	if err := os.Mkdir(filepath.Join(h.Dir, "data", "agents.json.new"), 0o700); err != nil { // nothing can be written there
+		t.Fatal(err)
+	}
+	before := processes(h, "judge")
+	for _, order := range []string{"upgrade", "rollback"} {
+		if out, err := h.Postern("agent", order, "judge"); err == nil || order == "upgrade" && !strings.Contains(out, "Nothing was changed.") {
+			t.Errorf("%s: %v\n%s", order, err, out)
+		}
+	}
+	if now := processes(h, "judge"); !slices.Equal(now, before) {
+		t.Errorf("processes %v, and %v before", now, before)
+	}
+	if out, err := h.Postern("agent", "disable", "judge"); err == nil || !strings.Contains(out, "it was done, and will be forgotten") {
+		t.Errorf("disable: %v\n%s", err, out)
+	}
+	sendMany(t, h, 1)
 }
 
 // A trial whose agent is taken out is over, also for the next start of the host, and says why; one cannot end before it begins.

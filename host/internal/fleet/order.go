@@ -53,6 +53,10 @@ func (f *Fleet) ordered(ctx context.Context, m *Member, o *override, force bool)
 			specs[i] = *spec
 		}
 	}
+	if err := f.records.writable(); err != nil && (o.Order == admin.OrderUpgrade || o.Order == admin.OrderRollback) {
+		// The others are done all the same: who takes an agent out because it fills the disk must not wait for room on it.
+		return nil, admin.Refuse("Nothing was changed.", "%v", err)
+	}
 	steps := f.steps(specs, f.told())
 	for _, s := range steps {
 		if force && s.name == spec.Name && s.runs() && s.action != actStop {

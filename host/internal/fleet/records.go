@@ -130,6 +130,13 @@ func (r *agentRecords) change(name string, f func(*agentRecord)) error {
 	return nil
 }
 
+// writable says why a change could not be kept.
+func (r *agentRecords) writable() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.write()
+}
+
 // write replaces the file, synced. Under mu.
 func (r *agentRecords) write() error {
 	raw, err := json.MarshalIndent(r.agents, "", "  ")
