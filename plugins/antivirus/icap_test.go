@@ -191,8 +191,8 @@ func responseOf(block string) string {
 }
 
 // icapAt is an engine block.
-func icapAt(addr, more string) string {
-	return fmt.Sprintf("engine \"icap\" {\ntimeout = \"2s\"\nicap {\nurl = \"icap://%s/scan\"\n%s\n}\n}\n", addr, more)
+func icapAt(addr, timeout, more string) string {
+	return fmt.Sprintf("engine \"icap\" {\ntimeout = %q\nicap {\nurl = \"icap://%s/scan\"\n%s\n}\n}\n", timeout, addr, more)
 }
 
 // TestICAP: what servers say in their different ways.
@@ -227,7 +227,11 @@ func TestICAP(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			server := &icapServer{style: c.style, preview: c.preview}
-			a := start(t, icapAt(startICAP(t, server), c.more))
+			timeout := "20s"
+			if c.style == "hang" {
+				timeout = "2s"
+			}
+			a := start(t, icapAt(startICAP(t, server), timeout, c.more))
 			for range 2 {
 				o := send(a, c.message).WantVerdict(c.verdict)
 				if got := o.Answer().GetVerdicts()[0].GetData(); got != c.data {
