@@ -1,6 +1,9 @@
 package dkim
 
-import "testing"
+import (
+	"context"
+	"testing"
+)
 
 // FuzzKey: the record is the signer's, so it may be anything; a key that is taken can be asked whether a signature is its own.
 func FuzzKey(f *testing.F) {
@@ -24,4 +27,16 @@ func FuzzKey(f *testing.F) {
 		}
 		k.bits()
 	})
+}
+
+// TestPanicIsTheCallers: what goes wrong in a lookup comes to who asked, and does not end the process.
+func TestPanicIsTheCallers(t *testing.T) {
+	defer func() {
+		if cause := recover(); cause != "lookup" {
+			t.Errorf("recovered %v", cause)
+		}
+	}()
+	v := &Verifier{Lookup: func(context.Context, string) ([]string, error) { panic("lookup") }, Now: start}
+	v.Verify(t.Context(), messageOf("DKIM-Signature: v=1; a=rsa-sha256; d=x.example; s=y; h=from; bh=47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=; b=AAAA\r\nFrom: a@x.example\r\n\r\n"))
+	t.Error("the panic is gone")
 }

@@ -56,18 +56,27 @@ var errUnavailable = errors.New("key unavailable")
 // errAltered is wrapped where message and signature do not fit.
 var errAltered = errors.New("does not verify")
 
-// Verify the signatures of a message, all at once, and answer in the order in which they stand.
+// Verify the signatures of a message, all at once, and answer in the order in which they stand. A panic is the caller's.
 func (v *Verifier) Verify(ctx context.Context, m *Message) []Verification {
 	fields := m.Fields("DKIM-Signature")
 	if v.Max > 0 {
 		fields = fields[:min(len(fields), v.Max)]
 	}
 	out := make([]Verification, len(fields))
+	causes := make([]any, len(fields))
 	var all sync.WaitGroup
 	for i, field := range fields {
-		all.Go(func() { out[i] = v.verifyField(ctx, m, field) })
+		all.Go(func() {
+			defer func() { causes[i] = recover() }() // it would end the process
+			out[i] = v.verifyField(ctx, m, field)
+		})
 	}
 	all.Wait()
+	for _, cause := range causes {
+		if cause != nil {
+			panic(cause)
+		}
+	}
 	return out
 }
 
