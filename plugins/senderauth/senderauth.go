@@ -76,16 +76,27 @@ func (a *Auth) subscribe(r *sdk.Registrar) {
 	a.counts = sdk.UseTable[aggregate](r, "aggregate", sdk.Key(), sdk.MaxRows(maxAggregates), sdk.OnlyAt(sdk.OnEndOfData, sdk.OnSchedule))
 }
 
+// maxForged is how many forged results are removed one by one. Of a message with more nobody's are worth to be kept, and an answer
+// can ask for so many edits only.
+const maxForged = 100
+
 // OnEndOfHeaders removes results that claim to be ours (RFC 8601 section 5), whoever sent them.
 func (a *Auth) OnEndOfHeaders(_ context.Context, e *sdk.HeadersEvent) sdk.Verdict {
-	v := sdk.Continue()
+	var edits []sdk.Edit
 	for f := range e.Headers.All(resultsField) {
 		id, ok := authservID(string(f.Raw))
 		if !ok || strings.EqualFold(id, a.AuthservID) {
-			v = v.Edit(sdk.RemoveField(f)).Count("forged_results", 1)
+			edits = append(edits, sdk.RemoveField(f))
 		}
 	}
-	return v
+	forged := len(edits)
+	switch {
+	case forged == 0:
+		return sdk.Continue()
+	case forged > maxForged:
+		edits = []sdk.Edit{sdk.RemoveHeader(resultsField)}
+	}
+	return sdk.Continue().Edit(edits...).Count("forged_results", forged)
 }
 
 // client whose right to send is judged.

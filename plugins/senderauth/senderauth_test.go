@@ -208,6 +208,16 @@ func TestForgedResultsAreRemoved(t *testing.T) {
 	}
 }
 
+// So many forged results that they cannot be removed one by one go with all others of the message.
+func TestManyForgedResults(t *testing.T) {
+	a := start(t, "")
+	forged := strings.Repeat("Authentication-Results: edge.example; arc=pass\r\n", 3000) + "Authentication-Results: other.example; spf=pass\r\n"
+	out := send(a, "203.0.113.9", "a@z.example", forged+plain("a@z.example")).WantContinue()
+	if message := out.Message(); strings.Contains(message, "arc=pass") || strings.Contains(message, "other.example") || strings.Count(message, "Authentication-Results:") != 1 {
+		t.Errorf("the header is\n%.2000s", message)
+	}
+}
+
 func TestTrustedSessions(t *testing.T) {
 	a := start(t, `spf_fail = "reject"`)
 	s := a.From("203.0.113.9").Authenticated("jane")
