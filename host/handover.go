@@ -68,16 +68,16 @@ func (h *Host) Restart(ctx context.Context) (admin.Restarted, error) {
 }
 
 // successor starts the new process where this one has given up the rights that it needs, nil where it has not.
-func (h *Host) successor() func(*os.File) (int, func(), func() error, error) {
+func (h *Host) successor() func(*os.File) (int, func(unix.Signal), func() error, error) {
 	if h.Parent == nil {
 		return nil
 	}
-	return func(channel *os.File) (pid int, kill func(), wait func() error, err error) {
+	return func(channel *os.File) (pid int, signal func(unix.Signal), wait func() error, err error) {
 		p, err := h.Parent.Host(channel)
 		if err != nil {
 			return 0, nil, nil, err
 		}
-		return p.PID, func() { p.Signal(unix.SIGKILL) }, p.Wait, nil
+		return p.PID, p.Signal, p.Wait, nil
 	}
 }
 

@@ -266,8 +266,8 @@ type Offer struct {
 	// Patience bounds each step of the new process: loading and starting agents, and opening the store.
 	Patience time.Duration
 	// Start starts the new process, which finds channel as its first descriptor behind standard error, where Command
-	// is not for this process to start. kill ends it, and wait waits for its end. nil: Command is started.
-	Start func(channel *os.File) (pid int, kill func(), wait func() error, err error)
+	// is not for this process to start. signal sends it a signal, and wait waits for its end. nil: Command is started.
+	Start func(channel *os.File) (pid int, signal func(unix.Signal), wait func() error, err error)
 }
 
 // Hand starts a new process and makes it the owner. On an error, which says in the new process's words why it could not
@@ -355,7 +355,7 @@ func (h *handing) hello() error {
 
 func (h *handing) await(ctx context.Context, steps ...string) (message, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, h.offer.Patience,
-		fmt.Errorf("the new process did not say %q within %s", steps[len(steps)-1], h.offer.Patience))
+		fmt.Errorf("the new process did not say %q within %s; the log of this one has where it stood still", steps[len(steps)-1], h.offer.Patience))
 	defer cancel()
 	m, files, err := h.channel.expect(ctx, steps...)
 	closeAll(files)
@@ -364,7 +364,7 @@ func (h *handing) await(ctx context.Context, steps ...string) (message, error) {
 
 // child is the new process as the owner sees it.
 type child struct {
-	kill   func()
+	signal func(unix.Signal)
 	pid    int
 	exited chan error
 }
@@ -374,18 +374,20 @@ func startChild(o Offer, theirs *os.File) (*child, error) {
 	defer theirs.Close()
 	start := o.Start
 	if start == nil {
-		start = func(channel *os.File) (int, func(), func() error, error) { return startCommand(o.Command, channel) }
+		start = func(channel *os.File) (int, func(unix.Signal), func() error, error) {
+			return startCommand(o.Command, channel)
+		}
 	}
-	pid, kill, wait, err := start(theirs)
+	pid, signal, wait, err := start(theirs)
 	if err != nil {
 		return nil, err
 	}
-	c := &child{kill: kill, pid: pid, exited: make(chan error, 1)}
+	c := &child{signal: signal, pid: pid, exited: make(chan error, 1)}
 	go func() { c.exited <- wait() }()
 	return c, nil
 }
 
-func startCommand(command []string, theirs *os.File) (pid int, kill func(), wait func() error, err error) {
+func startCommand(command []string, theirs *os.File) (pid int, signal func(unix.Signal), wait func() error, err error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
@@ -393,7 +395,7 @@ func startCommand(command []string, theirs *os.File) (pid int, kill func(), wait
 	if err := cmd.Start(); err != nil {
 		return 0, nil, nil, err
 	}
-	return cmd.Process.Pid, func() { _ = cmd.Process.Kill() }, cmd.Wait, nil
+	return cmd.Process.Pid, func(s unix.Signal) { _ = cmd.Process.Signal(s) }, cmd.Wait, nil
 }
 
 // exitWait is how long a process may take to end that has said it gives up, or closed the channel.
@@ -417,13 +419,15 @@ func (c *child) explain(err error) error {
 }
 
 // end waits for the end of the process, and kills it when it does not come: nothing of it may be left when the owner
-// goes on.
+// goes on. SIGQUIT has it write down first where it stands still.
 func (c *child) end() {
-	select {
-	case <-c.exited:
-		return
-	case <-time.After(exitWait):
-		c.kill()
+	for _, s := range []unix.Signal{unix.SIGQUIT, unix.SIGKILL} {
+		select {
+		case <-c.exited:
+			return
+		case <-time.After(exitWait):
+			c.signal(s)
+		}
 	}
 	<-c.exited
 }

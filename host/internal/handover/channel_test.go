@@ -158,6 +158,21 @@ func TestHandFails(t *testing.T) {
 			}
 		})
 	}
+	t.Run("hangs and is asked where", func(t *testing.T) {
+		o := offer(t, "hangs")
+		o.Patience = time.Second
+		said, err := os.CreateTemp(t.TempDir(), "stderr")
+		if err != nil {
+			t.Fatal(err)
+		}
+		former := os.Stderr
+		os.Stderr = said // which the new process has, too
+		_, _ = Hand(t.Context(), &diary{}, o)
+		os.Stderr = former
+		if text, err := os.ReadFile(said.Name()); err != nil || !strings.Contains(string(text), "handover.play(") {
+			t.Errorf("it has not said where it stands still: %v\n%s", err, text)
+		}
+	})
 	t.Run("no such program", func(t *testing.T) {
 		o := offer(t, "")
 		o.Command = []string{"/nonexistent/postern"}
