@@ -227,6 +227,28 @@ func TestDroppedHostEnds(t *testing.T) {
 	h.WaitFor("parent and agent to end with the host", func() bool { return !alive(parent) && !alive(agent) })
 }
 
+// TestParentKilled: what agents have left below data_dir, which only root can remove, does not keep the next host from
+// starting.
+func TestParentKilled(t *testing.T) {
+	h := newDropped(t, dropped+mockAgent("stamper", 10, "events = [\"OnConnect\", \"OnRcpt\"]\n"))
+	h.Start()
+	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
+	left, err := filepath.Glob(filepath.Join(h.Dir, "data", "run", "*", "*", "*"))
+	if err != nil || len(left) == 0 {
+		t.Fatalf("%v %v", left, err)
+	}
+	owner := owningPid(t, h)
+	h.Kill()
+	h.WaitFor("the host to end with its parent", func() bool { return !alive(owner) })
+	h.Start()
+	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
+	for _, path := range left {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("%s is still there", path)
+		}
+	}
+}
+
 // TestRootOnlyFile: a file that only root may read cannot be read any more, and the host says so instead of starting.
 func TestRootOnlyFile(t *testing.T) {
 	h := newDropped(t, dropped+"users {\n  file = \"{dir}/users\"\n}\n")

@@ -69,6 +69,9 @@ func Run(o Options, signals <-chan os.Signal) (status int, err error) {
 		return 0, err
 	}
 	defer p.dataDir.Close()
+	if err := p.removeLeftovers(); err != nil {
+		o.Logger.Warn("what a former host has left cannot be removed", "error", err)
+	}
 	first, err := p.startHost(&host{}, o.Sockets, "LISTEN_PID=", "LISTEN_FDS="+strconv.Itoa(len(o.Sockets)))
 	closeAll(o.Sockets)
 	if err != nil {
