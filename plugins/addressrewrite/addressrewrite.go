@@ -258,6 +258,10 @@ func (w *Rewriter) acceptedDomain(domain string) *sdk.AcceptedDomain {
 	return nil
 }
 
+// maxFields of a message that are rewritten. RFC 5322 section 3.6 allows one of each name, and an answer can ask for so many
+// edits only.
+const maxFields = 500
+
 // fields with addresses to rewrite, as edits.
 func (w *Rewriter) fields(h sdk.Header, names []string, utf8 bool) (edits []sdk.Edit, changed []string) {
 	if w.rules.len() == 0 {
@@ -266,6 +270,9 @@ func (w *Rewriter) fields(h sdk.Header, names []string, utf8 bool) (edits []sdk.
 	translate := func(m address.Mailbox) (address.Mailbox, bool) { return w.rewrite(m, utf8) }
 	for _, name := range names {
 		for f := range h.All(name) {
+			if len(edits) == maxFields {
+				return edits, changed
+			}
 			if value, n := rewriteList(len(f.Name)+1, f.Raw, translate); n > 0 {
 				edits = append(edits, sdk.ReplaceRawHeader(f, value))
 				changed = append(changed, f.Name)

@@ -127,6 +127,16 @@ func TestOutboundOnlyWhatLeaves(t *testing.T) {
 	}
 }
 
+// Thousands of fields, which nobody needs, do not ask for more edits than an answer may have.
+func TestManyFields(t *testing.T) {
+	s := start(t, "inbound", entries).From("192.0.2.1")
+	s.Mail("s@x.example").To("ann@y.example")
+	o := s.Data(strings.Repeat("To: ann@y.example\n", 3000) + "\nx\n").WantContinue()
+	if n := strings.Count(o.Message(), "To: ann@corp.example"); n != maxFields {
+		t.Errorf("%d fields are rewritten", n)
+	}
+}
+
 func TestInbound(t *testing.T) {
 	a := start(t, "inbound", entries)
 	for to, want := range map[string]string{
