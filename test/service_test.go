@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -122,6 +123,7 @@ func (s *service) cgroup() string { return "/sys/fs/cgroup" + s.property("Contro
 // sends is a client that sends one message after the other, over sessions of their own.
 type sends struct {
 	stop   chan struct{}
+	once   sync.Once
 	done   chan struct{}
 	tally  tally
 	number int
@@ -146,11 +148,16 @@ func (s *service) sending() *sends {
 	return c
 }
 
+// halt stops the client, and waits until it has.
+func (c *sends) halt() {
+	c.once.Do(func() { close(c.stop) })
+	<-c.done
+}
+
 // ends stops the client, which must have met with nothing but success, and answers with the number of its messages.
 func (c *sends) ends(t *testing.T) int {
 	t.Helper()
-	close(c.stop)
-	<-c.done
+	c.halt()
 	c.tally.mustBeClean(t)
 	if c.number == 0 {
 		t.Error("nothing was sent")
@@ -297,6 +304,15 @@ func TestServiceSocket(t *testing.T) {
 	accepted(t, s.Greeted(), "a@sender.example", "b@example.org", helloMessage)
 	if s.mainPID() == before {
 		t.Error("it was not restarted")
+	}
+	client.halt()
+	// A session that is under way when the host ends is told 421 when it has sent its message: that is no refusal.
+	negative := client.tally.negative
+	client.tally.negative = nil
+	for _, reply := range negative {
+		if !strings.Contains(reply, ": 421 ") {
+			t.Error(reply)
+		}
 	}
 	s.WaitDropped(client.ends(t) + 1)
 }
