@@ -66,14 +66,23 @@ var large = "From: a@sender.example\r\nSubject: large\r\n\r\n" + strings.Repeat(
 // own or that of the host.
 func TestHostileAgent(t *testing.T) {
 	if os.Geteuid() == 0 {
-		t.Run("a user of its own", func(t *testing.T) { testHostile(t, 0o711, "permission denied", "permission denied") })
+		t.Run("a user of its own", func(t *testing.T) {
+			h, out := hostileScene(t, 0o711, "")
+			testHostile(t, h, out, "permission denied", "permission denied")
+		})
+		t.Run("a user of its own, under a host that has given up root", func(t *testing.T) {
+			h, out := newHostileScene(t, newDropped(t, ""), dropped, 0o711, "")
+			testHostile(t, h, out, "permission denied", "permission denied")
+		})
 	}
 	// Strangers may not enter the folder, so root gives none.
-	t.Run("the user of the host", func(t *testing.T) { testHostile(t, 0o700, "403 Forbidden", "Unauthenticated") })
+	t.Run("the user of the host", func(t *testing.T) {
+		h, out := hostileScene(t, 0o700, "")
+		testHostile(t, h, out, "403 Forbidden", "Unauthenticated")
+	})
 }
 
-func testHostile(t *testing.T, mode os.FileMode, control, token string) {
-	h, out := hostileScene(t, mode, "")
+func testHostile(t *testing.T, h *rig.Host, out, control, token string) {
 	neighbour := processes(h, "victim")[0]
 	attempts := []struct{ what, words, by string }{
 		{"reads the users file", "read#users {dir}/users", "permission denied"},
@@ -86,7 +95,8 @@ func testHostile(t *testing.T, mode os.FileMode, control, token string) {
 		{"controls the host", "control {dir}/data/control.sock", control},
 		{"calls another agent", "agent " + socketOf(t, neighbour), token},
 		{"forks away", "fork", "operation not permitted"},
-		{"kills the host", fmt.Sprintf("kill#host %d", h.Pid()), "operation not permitted"},
+		{"kills the process that was started", fmt.Sprintf("kill#parent %d", h.Pid()), "operation not permitted"},
+		{"kills the host", fmt.Sprintf("kill#host %d", owningPid(t, h)), "operation not permitted"},
 		{"kills another agent", fmt.Sprintf("kill#agent %d", neighbour), "operation not permitted"},
 		{"traces a neighbour", fmt.Sprintf("ptrace %d", neighbour), "operation not permitted"},
 		{"lives on without the host", "immortal", "operation not permitted"},
@@ -179,7 +189,12 @@ const unhurried = `  start_timeout = "2m"
 // hostileScene is a host with a victim that has written something and the hostile agent, and an address to connect to.
 func hostileScene(t *testing.T, mode os.FileMode, sandbox string) (h *rig.Host, out string) {
 	t.Helper()
-	h = rig.New(t, "")
+	return newHostileScene(t, rig.New(t, ""), plain, mode, sandbox)
+}
+
+// newHostileScene is hostileScene with a host that was not started yet, and its configuration.
+func newHostileScene(t *testing.T, h *rig.Host, config string, mode os.FileMode, sandbox string) (_ *rig.Host, out string) {
+	t.Helper()
 	block := hostileAgent(t, h, sandbox)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -192,7 +207,7 @@ func hostileScene(t *testing.T, mode os.FileMode, sandbox string) (h *rig.Host, 
 	if err := os.Chmod(h.Dir, mode); err != nil {
 		t.Fatal(err)
 	}
-	h.Write(plain + mockWith("victim", 10, unhurried, "record = \"secret\"\nevents = [\"OnConnect\", \"OnRcpt\"]\n") + block)
+	h.Write(config + mockWith("victim", 10, unhurried, "record = \"secret\"\nevents = [\"OnConnect\", \"OnRcpt\"]\n") + block)
 	h.Start()
 	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
 	return h, listener.Addr().String()
