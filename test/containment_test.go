@@ -413,10 +413,11 @@ func TestPoisonIsReleased(t *testing.T) {
       subject   = "poison"
       misbehave = "crash"
       times     = 2
+      add_header = { X-Victim = "seen" }
     }
     on "OnEndOfData" {
       add_header = { X-Victim = "seen" }
-    }`))
+    }`)+mockAgent("behind", 20, "on \"OnEndOfData\" {\n  add_header = { X-Behind = \"seen\" }\n}\n"))
 	c := h.Greeted()
 	id := accepted(t, c, "a@sender.example", "b@example.org", "Subject: poison\r\n\r\nhello\r\n")
 	for range 5 {
@@ -436,8 +437,26 @@ func TestPoisonIsReleased(t *testing.T) {
 	}
 	waitRecord(h, id, "POISON")
 	h.MustPostern("queue", "resume", parked[0].ID)
-	h.WaitDropped(6)
+	for _, m := range h.WaitDropped(6) { // nothing goes on unseen, neither by the agent that it killed nor by those behind it
+		if !strings.Contains(m, "X-Victim: seen") || !strings.Contains(m, "X-Behind: seen") {
+			t.Errorf("delivered without having been seen:\n%s", m)
+		}
+	}
 	waitEmpty(h)
+}
+
+// TestPoisonStaysPoison resumes a message before the agent that it kills is mended: it is parked again.
+func TestPoisonStaysPoison(t *testing.T) {
+	h := rig.Start(t, plain+mockWith("victim", 10, longTime, "on \"OnEndOfData\" {\nmisbehave = \"exit\"\n}\n"))
+	accepted(t, h.Greeted(), "a@sender.example", "b@example.org", helloMessage)
+	for range 2 {
+		h.WaitFor("it to be parked", func() bool { return len(queued(h, "--state", "parked")) == 1 })
+		h.MustPostern("queue", "resume", queued(h)[0].ID)
+	}
+	h.WaitFor("it to be parked", func() bool { return len(queued(h, "--state", "parked")) == 1 })
+	if n := len(h.Dropped()); n > 0 {
+		t.Errorf("%d were delivered", n)
+	}
 }
 
 // TestLeak has an agent grow at each recipient until its limit of memory ends it, again and again. The client sees nothing.

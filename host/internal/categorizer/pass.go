@@ -124,7 +124,8 @@ func (p *pass) event(kind agentpb.EventKind) func([]part) []part {
 	}
 }
 
-// missed shows the message to agents that on_failure "hold" let it pass at the end of data.
+// missed shows the message to agents that have not seen it at the end of data: on_failure "hold" let it pass, or it was
+// parked there for killing one of them.
 func (p *pass) missed(parts []part) []part {
 	const kind = agentpb.EventKind_EVENT_KIND_END_OF_DATA
 	for _, agent := range p.item.Missed {

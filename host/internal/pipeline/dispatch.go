@@ -38,7 +38,8 @@ type run struct {
 	writes  []tables.Write
 	settled map[int]Verdict // recipients that do not go on
 	order   []int           // of settled
-	spawned map[string]int  // spawns, copies and writes by agent, for their ordinals
+	stages  []stage
+	spawned map[string]int // spawns, copies and writes by agent, for their ordinals
 
 	removedBy string // the last agent that removed a recipient
 }
@@ -88,6 +89,7 @@ func (ev *Event) fillRecipient() {
 
 // all runs the stages until one agent ends the event.
 func (r *run) all(stages []stage) {
+	r.stages = stages
 	asks := 0
 	for i := range stages {
 		asks += len(stages[i].asks)

@@ -14,7 +14,7 @@ func (r *run) undetermined(q *question, v *agentpb.Verdict) {
 	if v.GetReason() != "" {
 		why += ": " + cut(v.GetReason(), maxReason)
 	}
-	held := r.ev.Only != "" && q.kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA && q.onFailure == "hold"
+	held := r.late(q) && q.onFailure != "skip"
 	if held || r.rule.routing && q.onFailure == "defer" {
 		// It need not be waited for: it is there. The item is tried again.
 		d := Verdict{Decision: Defer, Agent: q.name, Version: q.runs(), Event: q.kind, Reason: why, Data: cut(v.GetData(), maxData)}
@@ -34,6 +34,9 @@ func (r *run) fail(q *question, why string) {
 	case poisoned && (r.rule.routing || q.kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA):
 		r.out.Poison = q.failure
 		r.noteFailed(q, "poison", why)
+		if !r.rule.routing && !r.late(q) {
+			r.missedFrom(q.name)
+		}
 	case poisoned:
 		r.noteFailed(q, "defer", why)
 	case q.onFailure == "skip":
@@ -43,10 +46,8 @@ func (r *run) fail(q *question, why string) {
 	case r.rule.routing:
 		r.out.WaitFor = q.name
 		r.noteFailed(q, "waiting", why)
-	case q.onFailure == "hold" && q.kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA:
-		if !slices.Contains(r.out.Hold, q.name) {
-			r.out.Hold = append(r.out.Hold, q.name)
-		}
+	case r.late(q) || q.onFailure == "hold" && q.kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA:
+		r.hold(q.name)
 		r.noteFailed(q, "hold", why)
 		return
 	case q.onFailure == "reject" && r.rule.verdicts.has(agentpb.VerdictKind_VERDICT_KIND_REJECT):
@@ -60,6 +61,31 @@ func (r *run) fail(q *question, why string) {
 	}
 	v.Reply = r.failureReply(v.Decision)
 	r.end(v)
+}
+
+// late reports whether the agent is shown a message that it has missed at the end of data: there is no client to refuse it
+// to any more.
+func (r *run) late(q *question) bool {
+	return r.ev.Only != "" && q.kind == agentpb.EventKind_EVENT_KIND_END_OF_DATA
+}
+
+// hold notes that an agent must still see the message.
+func (r *run) hold(agent string) {
+	if !slices.Contains(r.out.Hold, agent) {
+		r.out.Hold = append(r.out.Hold, agent)
+	}
+}
+
+// missedFrom notes that an agent and all behind it must still see the message, should it ever go on.
+func (r *run) missedFrom(agent string) {
+	found := false
+	for _, s := range r.stages {
+		for _, a := range s.asks {
+			if found = found || a.name == agent; found {
+				r.hold(a.name)
+			}
+		}
+	}
 }
 
 // skipped stamps the message, or the session before there is one, with the agent that did not see it.

@@ -38,7 +38,7 @@ type Event struct {
 	Mail      *envelope.Mail      // nil before MAIL and where no message is concerned
 	Recipient *envelope.Recipient // at OnRcpt
 	Arguments *agentpb.Arguments  // nil where the kind has none
-	Only      string              // the one agent to ask: OnSchedule, and who missed a message by on_failure "hold"
+	Only      string              // the one agent to ask: OnSchedule, and who missed a message at the end of data
 	DryRun    bool
 	// HoldWrites leaves the table writes to the caller, in Outcome.Writes: what they depend on is stored first.
 	HoldWrites bool

@@ -462,7 +462,7 @@ func TestFailures(t *testing.T) {
 		"hold where it cannot be":      {onMail, "hold", dead, nil, "defer 451 4.3.2 Service temporarily unavailable, please try again later; failed, defer"},
 		"right of the line":            {onSubmit, "", dead, nil, "defer 451 4.3.2 Service temporarily unavailable, please try again later; waits for a; failed, waiting"},
 		"right of the line, skip":      {onSubmit, "skip", dead, nil, "continue; skipped=a; failed, skipped"},
-		"poison at the end of data":    {onData, "skip", poison, nil, "defer 451 4.3.2 Service temporarily unavailable, please try again later; poison; failed, poison"},
+		"poison at the end of data":    {onData, "skip", poison, nil, "defer 451 4.3.2 Service temporarily unavailable, please try again later; hold a; poison; failed, poison"},
 		"poison right of the line":     {onSubmit, "", poison, nil, "defer 451 4.3.2 Service temporarily unavailable, please try again later; poison; failed, poison"},
 		"poison before there is mail":  {onConnect, "", poison, nil, "defer 421 4.3.2 Service temporarily unavailable, please try again later; failed, defer"},
 		"no verdict":                   {onData, "", nil, &agentpb.Answer{}, "defer 451 4.3.2 Service temporarily unavailable, please try again later; breach; defer"},

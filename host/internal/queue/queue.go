@@ -65,7 +65,7 @@ type Item struct {
 	Next       time.Time // when it is due
 	Expires    time.Time
 	WaitingFor string   // agent, in state Waiting
-	Missed     []string // agents that on_failure "hold" let through and that must still see it
+	Missed     []string // agents that did not see it at the end of data, and must before it goes on
 	DoneAgents []string // "agent event" pairs that have answered on the right of the line
 	Agent      string   // who quarantined or parked it
 	Reason     string   // why
