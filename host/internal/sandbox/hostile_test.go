@@ -64,15 +64,22 @@ var attempts = map[string]func(args []string) error{
 	},
 	"vsock": func([]string) error { _, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0); return err },
 
-	"fork":        func([]string) error { return exec.Command("/bin/true").Run() },
-	"fork-away":   forkAway,
-	"signal":      func(args []string) error { return unix.Kill(number(args[0]), 0) },
-	"signal-all":  func([]string) error { return unix.Kill(-1, 0) },
-	"ptrace":      func(args []string) error { return attach(number(args[0])) },
-	"peek":        func(args []string) error { return peek(number(args[0])) },
-	"environ":     func(args []string) error { _, err := os.ReadFile("/proc/" + args[0] + "/environ"); return err },
-	"descriptor":  func(args []string) error { return steal(number(args[0])) },
-	"limit":       func(args []string) error { return unix.Prlimit(number(args[0]), unix.RLIMIT_CORE, nil, &unix.Rlimit{}) },
+	"fork":       func([]string) error { return exec.Command("/bin/true").Run() },
+	"fork-away":  forkAway,
+	"signal":     func(args []string) error { return unix.Kill(number(args[0]), 0) },
+	"signal-all": func([]string) error { return unix.Kill(-1, 0) },
+	"ptrace":     func(args []string) error { return attach(number(args[0])) },
+	"peek":       func(args []string) error { return peek(number(args[0])) },
+	"environ":    func(args []string) error { _, err := os.ReadFile("/proc/" + args[0] + "/environ"); return err },
+	"descriptor": func(args []string) error { return steal(number(args[0])) },
+	"limit":      func(args []string) error { return unix.Prlimit(number(args[0]), unix.RLIMIT_CORE, nil, &unix.Rlimit{}) },
+	"socket-owner": func(args []string) error {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return err
+		}
+		return unix.IoctlSetPointerInt(pair[0], 0x8901, number(args[0])) // FIOSETOWN
+	},
 	"slow":        func(args []string) error { return unix.Setpriority(unix.PRIO_PROCESS, number(args[0]), 19) },
 	"immortal":    func([]string) error { return prctl(unix.PR_SET_PDEATHSIG, 0) },
 	"namespace":   func([]string) error { return unix.Unshare(unix.CLONE_NEWUSER) },

@@ -201,6 +201,7 @@ func TestAttempts(t *testing.T) {
 			{"a process that leaves it", []string{"fork-away", s.state + "/pid"}, "operation not permitted", ""},
 			{"a signal to the host", []string{"signal", host}, "operation not permitted", ""},
 			{"a signal to everybody", []string{"signal-all"}, "operation not permitted", ""},
+			{"signals to the host whenever a socket has something", []string{"socket-owner", host}, "operation not permitted", ""},
 			{"tracing a neighbour", []string{"ptrace", neighbour}, "operation not permitted", "machine"},
 			{"a neighbour's memory", []string{"peek", neighbour}, "operation not permitted", "machine"},
 			{"a neighbour's environment, where its token is", []string{"environ", neighbour}, "permission denied", "machine"},

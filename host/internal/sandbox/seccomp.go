@@ -128,8 +128,14 @@ func onlySelf(pid uint32) []rule {
 
 // signals stay inside. Landlock says so too where it is new enough; then processes may signal their children.
 func (l *launcher) signals(pid uint32) []rule {
-	const setSignal = 10 // F_SETSIG
+	const (
+		setSignal = 10     // F_SETSIG
+		setOwner  = 0x8901 // FIOSETOWN, F_SETOWN's older ways
+		setGroup  = 0x8902 // SIOCSPGRP
+	)
 	rules := []rule{
+		{unix.SYS_IOCTL, []check{is(1, setOwner)}, refuse},
+		{unix.SYS_IOCTL, []check{is(1, setGroup)}, refuse},
 		{unix.SYS_FCNTL, []check{is(1, unix.F_SETOWN)}, refuse},
 		{unix.SYS_FCNTL, []check{is(1, unix.F_SETOWN_EX)}, refuse},
 		{unix.SYS_FCNTL, []check{is(1, setSignal)}, refuse},
