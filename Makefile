@@ -74,6 +74,7 @@ fire: build ## ten minutes of swaps under fire: upgrades, kills, stops and reloa
 
 vm: ## what takes another machine, in virtual ones: control groups, systemd, the sandbox on other kernels. As root; half an hour
 	test/vm/run small
+	test/vm/run container
 	test/vm/run systemd 6.12
 	test/vm/run systemd
 
