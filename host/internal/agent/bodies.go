@@ -24,7 +24,7 @@ const (
 	maxUpload       = 64 << 20  // bytes of one upload
 	maxUploads      = 256 << 20 // bytes of all uploads of a process that nobody has opened
 	maxOpenUploads  = 256       // tickets at once
-	uploadInMemory  = 1 << 20   // a larger upload goes to a file
+	uploadInMemory  = 64 << 10  // a larger upload goes to a file
 	uploadPatience  = 5 * time.Second
 	uploadLife      = time.Minute
 	sideSocketGrace = 2 * time.Second // for an agent to make room in its side socket

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/sdk/agentpb"
 )
 
 // An agent that fails at one event after the other gets one now and then; the others do not wait for it.
@@ -300,4 +302,23 @@ func TestNoPlaceLeaks(t *testing.T) {
 	a.mu.Lock()
 	a.inFlight--
 	a.mu.Unlock()
+}
+
+// Uploads that nobody asks for are kept for a while, and not in the host's memory.
+func TestUploadsTakeLittleMemory(t *testing.T) {
+	b := newBodies(&process{o: Options{RunDir: t.TempDir()}})
+	defer b.close()
+	for i := range maxOpenUploads {
+		b.store(strconv.Itoa(i), &agentpb.Chunk{Data: make([]byte, 100<<10)})
+	}
+	held := 0
+	for _, u := range b.uploads {
+		held += len(u.mem)
+		if u.file != nil {
+			defer u.file.Close()
+		}
+	}
+	if len(b.uploads) != maxOpenUploads || held > maxOpenUploads*uploadInMemory || held > 16<<20 {
+		t.Errorf("%d uploads have %d octets of memory", len(b.uploads), held)
+	}
 }
