@@ -149,7 +149,7 @@ func TestSilenceEnds(t *testing.T) {
 			pid := a.Status().Instances[0].PID
 			answer := make(chan Result, 1)
 			go func() {
-				r, err := a.Call(context.Background(), event("e", "sleep 300ms"))
+				r, err := a.Call(context.Background(), event("e", "sleep 2s"))
 				if err != nil {
 					t.Error(err)
 				}
