@@ -264,7 +264,8 @@ func (s *scene) control(t *testing.T, when string, words []string) {
 func TestAllowed(t *testing.T) {
 	needLandlock(t)
 	modes(t, func(t *testing.T, s *scene) {
-		port := uint16(number(s.port[strings.LastIndex(s.port, ":")+1:]))
+		portOf := func(address string) uint16 { return uint16(number(address[strings.LastIndex(address, ":")+1:])) }
+		port := portOf(s.port)
 		socket := s.dir + "/served"
 		l, err := net.Listen("unix", socket)
 		must(t, err)
@@ -284,7 +285,7 @@ func TestAllowed(t *testing.T) {
 			{"a folder to write", func(p *Policy) { p.Write = []string{s.other} }, []string{"read", s.other + "/secret"}},
 			{"a port", func(p *Policy) { p.Connect = []uint16{port} }, []string{"tcp", s.port}},
 			{"a Unix socket", func(p *Policy) { p.Sockets = []string{socket} }, []string{"unix", socket}},
-			{"datagrams", func(p *Policy) { p.Datagrams = true; p.DatagramPorts = []uint16{port} }, []string{"udp", s.datagrams}},
+			{"datagrams", func(p *Policy) { p.Datagrams = true; p.DatagramPorts = []uint16{portOf(s.datagrams)} }, []string{"udp", s.datagrams}},
 			{"processes", func(p *Policy) { p.Processes = 3 }, []string{"fork"}},
 			{"all", func(p *Policy) { p.Off = true }, []string{"fork"}},
 		} {
