@@ -55,6 +55,7 @@ bench: build ## what docs/performance.md shows: messages relayed, memory, agent 
 	go run ./bench -idle
 	go run ./bench -memory
 	go run ./bench -swap
+	go run ./bench -supervision
 	go test -run xxx -bench Event -benchtime 50000x ./host/internal/agent
 	go test -run xxx -bench Commit -benchtime 2s ./host/internal/queue
 
