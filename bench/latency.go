@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -88,26 +87,16 @@ func (w *waiting) cell() (c cell, err error) {
 
 // measure runs one case with both sizes and answers with its rows.
 func (w *waiting) measure() (rows []string, err error) {
-	dir, err := os.MkdirTemp("/tmp", "bench")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	out, err := newSink()
-	if err != nil {
-		return nil, err
-	}
-	defer out.l.Close()
 	c, err := w.cell()
 	if err != nil {
 		return nil, err
 	}
-	srv, err := startPostern(dir, c, out.l.Addr().(*net.TCPAddr).Port)
+	srv, out, end, err := relaying(c)
 	if err != nil {
 		return nil, err
 	}
-	defer srv.stop()
-	config := filepath.Join(dir, "config.hcl")
+	defer end()
+	config := filepath.Join(srv.dir, "config.hcl")
 	stages, err := stagesOf(config)
 	if err != nil {
 		return nil, err

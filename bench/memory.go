@@ -2,8 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
-	"os"
 )
 
 // Over how many messages memory is watched, and how often it is looked at.
@@ -16,21 +14,11 @@ const (
 // a fifth between the second look, when everything has been used once, and the last.
 func memory(l load) error {
 	const agents, size = 2, 4 << 10
-	dir, err := os.MkdirTemp("/tmp", "bench")
+	srv, out, end, err := relaying(cell{server: "postern", agents: agents, size: size})
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	out, err := newSink()
-	if err != nil {
-		return err
-	}
-	defer out.l.Close()
-	srv, err := startPostern(dir, cell{server: "postern", agents: agents, size: size}, out.l.Addr().(*net.TCPAddr).Port)
-	if err != nil {
-		return err
-	}
-	defer srv.stop()
+	defer end()
 	l.messages = memoryMessages / memoryLooks
 	var looks []float64
 	fmt.Println("| messages | host MB | agents MB, each |\n|---|---|---|")

@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -80,22 +78,12 @@ func processes(srv *server, config string) ([]process, error) {
 
 // realAgents prints what each bundled agent costs while all of them judge the same messages.
 func realAgents(l load) error {
-	dir, err := os.MkdirTemp("/tmp", "bench")
+	srv, out, end, err := relaying(cell{server: "postern", bundled: true})
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	out, err := newSink()
-	if err != nil {
-		return err
-	}
-	defer out.l.Close()
-	srv, err := startPostern(dir, cell{server: "postern", bundled: true}, out.l.Addr().(*net.TCPAddr).Port)
-	if err != nil {
-		return err
-	}
-	defer srv.stop()
-	all, err := processes(srv, filepath.Join(dir, "config.hcl"))
+	defer end()
+	all, err := processes(srv, filepath.Join(srv.dir, "config.hcl"))
 	if err != nil {
 		return err
 	}

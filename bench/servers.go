@@ -26,9 +26,34 @@ type result struct {
 // server is a mail server under load: the processes to count and how to end them.
 type server struct {
 	addr   string
+	dir    string // of its configuration and data
 	pids   func() []int
 	stop   func()
 	counts func() (counts, error) // nil: it is not Postern
+}
+
+// relaying starts the server of a cell, which relays to a sink. end stops both.
+func relaying(c cell) (srv *server, out *sink, end func(), err error) {
+	dir, err := os.MkdirTemp("/tmp", "bench")
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if out, err = newSink(); err != nil {
+		return nil, nil, nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	start := startPostern
+	if c.server == "postfix" {
+		start = startPostfix
+	}
+	if srv, err = start(dir, c, out.l.Addr().(*net.TCPAddr).Port); err != nil {
+		return nil, nil, nil, errors.Join(err, out.l.Close(), os.RemoveAll(dir))
+	}
+	srv.dir = dir
+	return srv, out, func() {
+		srv.stop()
+		_ = out.l.Close()
+		_ = os.RemoveAll(dir)
+	}, nil
 }
 
 // measure starts a server, warms it up, and counts its CPU while the load is relayed to the sink.
@@ -36,25 +61,11 @@ func measure(c cell, l load) (result, error) { return measureBeside(c, l, func(s
 
 // measureBeside calls beside, with the folder of the server's configuration and data, while the load runs.
 func measureBeside(c cell, l load, beside func(dir string)) (result, error) {
-	dir, err := os.MkdirTemp("/tmp", "bench")
+	srv, out, end, err := relaying(c)
 	if err != nil {
 		return result{}, err
 	}
-	defer os.RemoveAll(dir)
-	out, err := newSink()
-	if err != nil {
-		return result{}, err
-	}
-	defer out.l.Close()
-	start := startPostern
-	if c.server == "postfix" {
-		start = startPostfix
-	}
-	srv, err := start(dir, c, out.l.Addr().(*net.TCPAddr).Port)
-	if err != nil {
-		return result{}, err
-	}
-	defer srv.stop()
+	defer end()
 
 	warm := l
 	warm.messages = min(200, l.messages)
@@ -74,7 +85,7 @@ func measureBeside(c cell, l load, beside func(dir string)) (result, error) {
 	first := srv.pids()[:1]
 	before, firstBefore, begin := cpuTicks(srv.pids()), cpuTicks(first), time.Now()
 	var others sync.WaitGroup
-	others.Go(func() { beside(dir) })
+	others.Go(func() { beside(srv.dir) })
 	defer others.Wait()
 	if err := l.send(srv.addr, c.size); err != nil {
 		return result{}, err

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"math/rand"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -47,23 +46,13 @@ const (
 // stormMemory prints the most that host and agents occupied while a crowd sent messages for a while, and what became of
 // them. It fails if one that was accepted does not arrive, or arrives twice, and if memory goes beyond its aim.
 func stormMemory(crowd int, long time.Duration) error {
-	dir, err := os.MkdirTemp("/tmp", "bench")
+	srv, out, end, err := relaying(cell{server: "postern", bundled: true})
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	out, err := newSink()
-	if err != nil {
-		return err
-	}
-	defer out.l.Close()
+	defer end()
 	out.ids = map[string]int{}
-	srv, err := startPostern(dir, cell{server: "postern", bundled: true}, out.l.Addr().(*net.TCPAddr).Port)
-	if err != nil {
-		return err
-	}
-	defer srv.stop()
-	config := filepath.Join(dir, "config.hcl")
+	config := filepath.Join(srv.dir, "config.hcl")
 	all, err := processes(srv, config)
 	if err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"sort"
@@ -29,21 +28,11 @@ type reply struct {
 // swapCost prints what it costs to replace an agent under load: how long the order takes, and how long clients wait for
 // replies while a swap is under way and otherwise.
 func swapCost() error {
-	dir, err := os.MkdirTemp("/tmp", "bench")
+	srv, _, end, err := relaying(cell{server: "postern", agents: len(seedTable), size: 4 << 10})
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	out, err := newSink()
-	if err != nil {
-		return err
-	}
-	defer out.l.Close()
-	srv, err := startPostern(dir, cell{server: "postern", agents: len(seedTable), size: 4 << 10}, out.l.Addr().(*net.TCPAddr).Port)
-	if err != nil {
-		return err
-	}
-	defer srv.stop()
+	defer end()
 
 	senders := &pacedSenders{addr: srv.addr}
 	stop := senders.start(4)
@@ -51,7 +40,7 @@ func swapCost() error {
 	var orders []reply
 	for range swaps {
 		begin := time.Now()
-		cmd := exec.Command("bin/postern", "agent", "upgrade", swapped, "--config", filepath.Join(dir, "config.hcl"))
+		cmd := exec.Command("bin/postern", "agent", "upgrade", swapped, "--config", filepath.Join(srv.dir, "config.hcl"))
 		if text, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("upgrade: %w\n%s", err, text)
 		}
