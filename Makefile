@@ -27,6 +27,7 @@ test: build ## every test; those of the whole behind the others, since each driv
 check: ## formatting, vet, staticcheck, the protocol's rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
+	go vet -tags vm ./test ./host/internal/cgroup
 	go mod verify
 	$(TOOLS)/staticcheck ./...
 	cd sdk/agentpb && $(TOOLS)/buf lint
