@@ -42,7 +42,7 @@ func buildKnowledge(b *feed.Bundle) (*fedKnowledge, error) {
 			}
 		}
 	}
-	if p := k.bad.find(classifier.Fold(ordinary)); p != "" {
+	if p := k.bad.find(match.Fold(ordinary)); p != "" {
 		return nil, fmt.Errorf("the bad phrase %q is in ordinary mail: a mistake", p)
 	}
 	for name, content := range b.Files(kindModel) {

@@ -11,6 +11,7 @@ import (
 	"github.com/posternmail/postern/internal/feedtest"
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
 	"github.com/posternmail/postern/sdk/mailfile"
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // mailOf so many messages about a thing, as a mbox.
@@ -54,7 +55,7 @@ func TestBuildKnowledge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k.bad.find(classifier.Fold("A Miracle Cure!")) == "" || k.good.find(classifier.Fold("for our project")) == "" || k.model == nil {
+	if k.bad.find(match.Fold("A Miracle Cure!")) == "" || k.good.find(match.Fold("for our project")) == "" || k.model == nil {
 		t.Errorf("%+v", k)
 	}
 	for name, c := range map[string]struct {

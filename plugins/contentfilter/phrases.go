@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/posternmail/postern/plugins/contentfilter/classifier"
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // phrases to look for in a text. They are folded, like the text.
@@ -18,7 +19,7 @@ type phrases struct {
 
 // add a phrase. One that folds to nothing is not added.
 func (p *phrases) add(text string) bool {
-	folded := classifier.Fold(text)
+	folded := match.Fold(text)
 	if folded == "" {
 		return false
 	}

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/posternmail/postern/plugins/contentfilter/classifier"
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // A phrase is found in itself, however it is written.
@@ -14,7 +14,7 @@ func FuzzPhrase(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		folded := classifier.Fold(s)
+		folded := match.Fold(s)
 		var p phrases
 		if !p.add(s) {
 			return
@@ -31,7 +31,7 @@ func BenchmarkPhrases(b *testing.B) {
 	for i := range 1600 {
 		p.add(fmt.Sprintf("%c%c phrase number %d", 'a'+i%26, 'a'+i/26%26, i))
 	}
-	text := classifier.Fold(strings.Repeat("The quick brown fox jumps over the lazy dog, and then some more words follow. ", 130))
+	text := match.Fold(strings.Repeat("The quick brown fox jumps over the lazy dog, and then some more words follow. ", 130))
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
 		p.find(text)

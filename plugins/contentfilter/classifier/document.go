@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/posternmail/postern/sdk/match"
 	"github.com/posternmail/postern/sdk/mime"
 )
 
@@ -72,7 +73,7 @@ func Read(ctx context.Context, header []byte, body mime.Body) (*Document, error)
 	subject := d.header.Decoded("Subject")
 	d.title = topic(subject)
 	d.from, d.fromParses = d.header.Addresses("From")
-	d.Subject, d.topic = Fold(subject), Fold(d.title)
+	d.Subject, d.topic = match.Fold(subject), match.Fold(d.title)
 	if body == nil {
 		d.Note = NoteTooLarge
 		return d, nil
@@ -141,7 +142,7 @@ func (d *Document) readRaw(body mime.Body) error {
 		return fmt.Errorf("reading the body: %w", err)
 	}
 	text := strings.ToValidUTF8(string(b), "\uFFFD")
-	d.Texts = []Text{{Source: Fold(text), raw: text}}
+	d.Texts = []Text{{Source: match.Fold(text), raw: text}}
 	return nil
 }
 
@@ -173,17 +174,17 @@ func readText(part *mime.Part) (Text, error) {
 	if err != nil {
 		return Text{}, err
 	}
-	t := Text{part: part, raw: s, Source: Fold(s)}
+	t := Text{part: part, raw: s, Source: match.Fold(s)}
 	if part.Type == "text/html" {
 		t.html = readPage(s)
-		t.Visible = Fold(t.html.text)
+		t.Visible = match.Fold(t.html.text)
 	}
 	if len(part.Defects) > defects {
 		b, err := io.ReadAll(io.LimitReader(part.Raw(), maxPart))
 		if err != nil {
 			return Text{}, fmt.Errorf("reading a part: %w", err)
 		}
-		t.Rest = Fold(strings.ToValidUTF8(string(b), "\uFFFD"))
+		t.Rest = match.Fold(strings.ToValidUTF8(string(b), "\uFFFD"))
 	}
 	return t, nil
 }

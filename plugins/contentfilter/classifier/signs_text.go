@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // hiding styles of a page.
@@ -174,7 +176,7 @@ func (s *inspector) script(text string) (invisibles int) {
 			other = true
 		case disguised(r):
 			s.note(textDisguised, true)
-		case invisible(r):
+		case match.Invisible(r):
 			invisibles++
 		}
 		s.note(textMixed, latin && other)

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/posternmail/postern/sdk/match"
 )
 
 // Recipe says of which kinds of tokens features are made.
@@ -102,7 +104,7 @@ func (c *collector) subject(d *Document) {
 	if c.recipe != 0 {
 		c.marked(kindSubject, d.topic)
 		if len(d.from) > 0 {
-			c.marked(kindSender, Fold(d.from[0].Name))
+			c.marked(kindSender, match.Fold(d.from[0].Name))
 		}
 	}
 	c.recipe = recipe
