@@ -16,26 +16,12 @@ import (
 
 	"github.com/posternmail/postern/host/internal/config"
 	"github.com/posternmail/postern/host/internal/envelope"
+	"github.com/posternmail/postern/internal/logtest"
 	"github.com/posternmail/postern/sdk/agentpb"
 )
 
 // output collects log lines.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
+type output struct{ logtest.Output }
 
 // waitFor waits until the log holds a text.
 func (o *output) waitFor(t *testing.T, text string) {

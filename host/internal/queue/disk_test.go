@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -23,6 +22,7 @@ import (
 	"github.com/posternmail/postern/host/internal/envelope"
 	"github.com/posternmail/postern/host/internal/queue"
 	"github.com/posternmail/postern/host/internal/queue/storetest"
+	"github.com/posternmail/postern/internal/logtest"
 )
 
 // TestMain lets the test binary be the other host that has a store open.
@@ -101,24 +101,6 @@ func (f *filling) GetDiskUsage(string) (vfs.DiskUsage, error) {
 	return vfs.DiskUsage{AvailBytes: f.free.Load()}, nil
 }
 
-// output is a log in memory.
-type output struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
 // eventually waits for what the next look at the disk shows.
 func eventually(t *testing.T, is func() bool) {
 	t.Helper()
@@ -132,7 +114,7 @@ func eventually(t *testing.T, is func() bool) {
 // TestFullDiskIsToldOnce fills a disk and makes room again: the log has a line of each, whatever comes in meanwhile.
 func TestFullDiskIsToldOnce(t *testing.T) {
 	const mib = 1 << 20
-	files, said := &filling{FS: vfs.Default}, &output{}
+	files, said := &filling{FS: vfs.Default}, &logtest.Output{}
 	files.free.Store(300 * mib)
 	logger := hclog.New(&hclog.LoggerOptions{Output: said})
 	store := opener(queue.StoreOptions{Files: files, Logger: logger})(t, t.TempDir())

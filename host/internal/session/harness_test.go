@@ -25,6 +25,7 @@ import (
 	"github.com/posternmail/postern/host/internal/queue"
 	"github.com/posternmail/postern/host/internal/session"
 	"github.com/posternmail/postern/host/internal/tracking"
+	"github.com/posternmail/postern/internal/logtest"
 )
 
 // spool keeps items in memory.
@@ -143,26 +144,8 @@ type host struct {
 	spool  *spool
 	ledger *ledger
 	tls    *connector.Certificates
-	log    *logBuffer
+	log    *logtest.Output
 	deps   session.Deps
-}
-
-// logBuffer is a protocol log in memory.
-type logBuffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.Buffer.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.Buffer.String()
 }
 
 // setup of a host.
@@ -173,8 +156,8 @@ type setup struct {
 	auth    func(user, password string) (bool, error)
 	spool   *spool
 	full    bool
-	quiet   bool       // errors are expected
-	said    *logBuffer // takes the host's log from Info on; nil: errors go to standard error
+	quiet   bool            // errors are expected
+	said    *logtest.Output // takes the host's log from Info on; nil: errors go to standard error
 }
 
 func usual() setup {
@@ -219,7 +202,7 @@ func startWith(t testing.TB, s setup, store session.Spool) *host {
 	if s.quiet {
 		logger.SetLevel(hclog.Off)
 	}
-	h := &host{t: t, spool: s.spool, ledger: &ledger{full: s.full}, log: &logBuffer{}}
+	h := &host{t: t, spool: s.spool, ledger: &ledger{full: s.full}, log: &logtest.Output{}}
 	if h.spool == nil {
 		h.spool = &spool{}
 	}

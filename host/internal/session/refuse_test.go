@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/posternmail/postern/host/internal/tracking"
+	"github.com/posternmail/postern/internal/logtest"
 )
 
 const sNoRoom = "S: 452 4.3.1 Insufficient system resources [id]"
@@ -15,7 +16,7 @@ const sNoRoom = "S: 452 4.3.1 Insufficient system resources [id]"
 // TestFullDiskRefusesAtMail: a client learns that there is no room before it sends a message in vain.
 func TestFullDiskRefusesAtMail(t *testing.T) {
 	s := usual()
-	s.spool, s.said = &spool{}, &logBuffer{}
+	s.spool, s.said = &spool{}, &logtest.Output{}
 	h := start(t, s)
 	c := h.hello()
 	h.spool.fill(1000)
@@ -37,7 +38,7 @@ func TestFullDiskRefusesAtMail(t *testing.T) {
 // TestFullDiskAtTheEnd: where the disk fills up while a message comes in, its client is told to try again.
 func TestFullDiskAtTheEnd(t *testing.T) {
 	s := usual()
-	s.spool, s.said = &spool{}, &logBuffer{}
+	s.spool, s.said = &spool{}, &logtest.Output{}
 	h := start(t, s)
 	c := h.hello()
 	c.envelope("b@ours.test")
@@ -71,7 +72,7 @@ func TestOtherProtocol(t *testing.T) {
 	for _, line := range []string{"POST / HTTP/1.1", "get / HTTP/1.0", "CONNECT ours.test:25 HTTP/1.1", "Host: edge.test:25", "X-Field:"} {
 		t.Run(line, func(t *testing.T) {
 			s := usual()
-			s.said = &logBuffer{}
+			s.said = &logtest.Output{}
 			h := start(t, s)
 			c := h.dial()
 			c.send(line + "\r\nContent-Length: 1000\r\n\r\n" + mail)
@@ -140,7 +141,7 @@ func TestTooManyRecipientsForLong(t *testing.T) {
 // TestFailedHandshakeIsNamed: the log says whose handshake has failed, and in which session.
 func TestFailedHandshakeIsNamed(t *testing.T) {
 	s := usual()
-	s.said = &logBuffer{}
+	s.said = &logtest.Output{}
 	h := start(t, s)
 	c := h.hello()
 	c.dialog("C: STARTTLS", "S: 220 2.0.0 Ready to start TLS")
